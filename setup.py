@@ -1,0 +1,48 @@
+"""Builds the C++ ops against the TensorFlow that is installed; setup.cfg says everything else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+SOURCES = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("custom_ops/**/*.cc"))
+
+sys.path.insert(0, str(ROOT / "tools"))
+from tf_backend import tensorflow_flags  # noqa: E402
+
+
+class BuildOps(build_ext):
+    """Compiles one shared library; where that fails, the package is installed without it."""
+
+    def get_ext_filename(self, fullname):
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext):
+        library = Path(self.get_ext_fullpath(ext.name))
+        info = library.with_suffix(".json")
+        for leftover in (library, info):  # of an earlier build, perhaps for another TensorFlow
+            leftover.unlink(missing_ok=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            flags = tensorflow_flags()
+            # Never fused, so that all instruction sets return the same bits.
+            command = [os.environ.get("CXX", "g++"), "-O3", "-fPIC", "-shared", "-ffp-contract=off"]
+            # TensorFlow's headers are full of warnings, and are none of ours.
+            command += ["-w", "-I.", *ext.sources, *flags["compile"], *flags["link"]]
+            subprocess.run([*command, "-o", str(library)], cwd=ROOT, check=True)
+            info.write_text(json.dumps({"tensorflow": flags["version"]}) + "\n")
+        except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
+            library.unlink(missing_ok=True)
+            self.warn(f"the C++ ops were not built, their references will be used: {error}")
+
+
+setup(
+    cmdclass={"build_ext": BuildOps},
+    ext_modules=[Extension("tfrec_efficient.ops.libtfrec_ops", SOURCES)],
+)

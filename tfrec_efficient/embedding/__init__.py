@@ -1,0 +1,3 @@
+"""Layers over embedding tables."""
+
+from tfrec_efficient.embedding.embedding_bag import EmbeddingBag as EmbeddingBag

@@ -1,0 +1,221 @@
+"""`EmbeddingBag`: a Keras layer that looks rows of a table up and pools them."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfrec_efficient.ops.gather_reduce import COMBINERS
+from tfrec_efficient.ops.gather_reduce import Combiner
+from tfrec_efficient.ops.gather_reduce import check_padding_id
+from tfrec_efficient.ops.gather_reduce import gather_reduce
+
+# Whole numbers up to here are exact in a floating point dtype, and beyond it ids would collide.
+_EXACT_UP_TO = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24, "float64": 2**53}
+
+
+@keras.saving.register_keras_serializable(package="tfrec_efficient")
+class EmbeddingBag(keras.layers.Layer):
+    """Looks rows of an embedding table up, and pools each bag of them into one vector.
+
+    With a combiner, ids of shape `(..., hotness)` become vectors of shape `(..., output_dim)`:
+    the sum, mean or square-root-n mean of the rows, weighted if `weights` are given at call time.
+    With `combiner=None` the layer is a drop-in for `keras.layers.Embedding`: ids of shape `(...)`
+    become `(..., output_dim)`, and weights saved by one load into the other.
+
+    The table is read in place. `keras.layers.Embedding` copies the whole table at each step once
+    an optimizer has updated it sparsely. The gradient has each row once.
+
+    Ids are never wrapped or clipped: one outside `[0, input_dim)` is an error, where
+    `keras.layers.Embedding` counts negative ids from the end. Quantisation and LoRA of
+    `keras.layers.Embedding` are not offered. A regularizer or constraint is applied to the whole
+    table at each step, as in Keras, and makes the step as slow as the table is large.
+
+    Args:
+        input_dim: int. Rows of the table; ids are in `[0, input_dim)`.
+        output_dim: int. Width of a row.
+        combiner: `"sum"`, `"mean"`, `"sqrtn"`, or None to look up without pooling.
+            Defaults to `"sum"`.
+        embeddings_initializer: Initializer of the table. Defaults to `"uniform"`.
+        embeddings_regularizer: Regularizer of the table. Defaults to None.
+        embeddings_constraint: Constraint of the table. Defaults to None.
+        padding_id: int or None. Lookups of this id count as absent; without a combiner they give
+            zeros. Defaults to None.
+        mask_zero: bool. Without a combiner only: id 0 is masked for the layers that follow, as in
+            `keras.layers.Embedding`. Defaults to False.
+        weights: Array of shape `(input_dim, output_dim)` to start from, or None.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Call arguments:
+        ids: int32 or int64 tensor, or a `tf.RaggedTensor` of rank 2, or (with a combiner) a
+            `tf.sparse.SparseTensor` of rank 2. Whole numbers in a floating point dtype, which is
+            what `keras.Sequential` passes on, are accepted where that dtype is exact up to
+            `input_dim`.
+        weights: Floating point tensor like `ids`, or None. Needs a combiner.
+
+    Raises:
+        ValueError: An argument breaks a rule above.
+        tf.errors.InvalidArgumentError: An id is out of range or a weight is not finite.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import tfrec_efficient as tfrec
+    >>> layer = tfrec.EmbeddingBag(input_dim=100, output_dim=8, combiner="mean")
+    >>> layer(np.array([[1, 2, 3], [4, 4, 4]])).shape
+    TensorShape([2, 8])
+    >>> tfrec.EmbeddingBag(100, 8, combiner=None)(np.array([1, 2])).shape
+    TensorShape([2, 8])
+
+    References:
+        - See `tfrec_efficient.ops.gather_reduce` for the formula and the paper.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        combiner: Combiner | None = "sum",
+        embeddings_initializer: Any = "uniform",
+        embeddings_regularizer: Any = None,
+        embeddings_constraint: Any = None,
+        padding_id: int | None = None,
+        mask_zero: bool = False,
+        weights: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        for name, size in (("input_dim", input_dim), ("output_dim", output_dim)):
+            if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={size!r}")
+        if combiner is not None and combiner not in COMBINERS:
+            raise ValueError(
+                '`combiner` must be "sum", "mean", "sqrtn" or None. '
+                f"Received: combiner={combiner!r}"
+            )
+        if mask_zero and combiner is not None:
+            raise ValueError(
+                "`mask_zero` needs `combiner=None`; with a combiner, use `padding_id=0`. "
+                f"Received: mask_zero={mask_zero}, combiner={combiner!r}"
+            )
+        check_padding_id(padding_id)
+        super().__init__(**kwargs)
+        self.input_dim = input_dim
+        self.output_dim = output_dim
+        self.combiner = combiner
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
+        self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
+        self.padding_id = padding_id
+        self.mask_zero = mask_zero
+        self.supports_masking = mask_zero
+        self.supports_jit = False  # XLA cannot compile custom ops
+        self.autocast = False  # half precision would merge ids
+        if weights is not None:
+            self.build()
+            self.set_weights(weights if isinstance(weights, list) else [weights])
+
+    def build(self, ids_shape: Any = None, weights_shape: Any = None) -> None:
+        if self.built:
+            return
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.input_dim, self.output_dim),
+            initializer=self.embeddings_initializer,
+            regularizer=self.embeddings_regularizer,
+            constraint=self.embeddings_constraint,
+            autocast=False,  # casting the table to the compute dtype would read all of it
+        )
+        self.built = True
+
+    def call(self, ids: Any, weights: Any = None) -> Any:
+        ids = self._whole_numbers(ids)
+        if self.combiner is None:
+            if weights is not None:
+                raise ValueError("`weights` need a combiner. Received: combiner=None")
+            pooled = self._look_up(ids)
+        elif isinstance(ids, tf.RaggedTensor | tf.SparseTensor) or ids.shape.rank == 2:
+            pooled = self._pool(ids, weights)
+        else:
+            pooled = self._pool_last_axis(ids, weights)
+        return keras.ops.cast(pooled, self.compute_dtype)
+
+    def _pool(self, ids: Any, weights: Any) -> tf.Tensor:
+        return gather_reduce(self.embeddings, ids, weights, self.combiner or "sum", self.padding_id)
+
+    def _pool_last_axis(self, ids: tf.Tensor, weights: Any) -> tf.Tensor:
+        if ids.shape.rank is not None and ids.shape.rank < 2:
+            raise ValueError(
+                "`ids` must have rank 2 or more, `(..., hotness)`, with a combiner. "
+                f"Received: shape {ids.shape}"
+            )
+        if weights is not None:
+            weights = tf.convert_to_tensor(weights)
+            if not weights.shape.is_compatible_with(ids.shape):
+                raise ValueError(
+                    f"`weights` must have the shape of `ids`, {ids.shape}. "
+                    f"Received: shape {weights.shape}"
+                )
+            weights = tf.reshape(weights, tf.concat([[-1], tf.shape(weights)[-1:]], 0))
+        shape = tf.shape(ids)
+        pooled = self._pool(tf.reshape(ids, [tf.reduce_prod(shape[:-1]), shape[-1]]), weights)
+        pooled = tf.reshape(pooled, tf.concat([shape[:-1], [self.output_dim]], 0))
+        return tf.ensure_shape(pooled, ids.shape[:-1].concatenate(self.output_dim))
+
+    def _look_up(self, ids: Any) -> Any:
+        if isinstance(ids, tf.SparseTensor):
+            raise ValueError("Sparse `ids` need a combiner. Received: combiner=None")
+        if isinstance(ids, tf.RaggedTensor):
+            return ids.with_flat_values(self._look_up(ids.flat_values))
+        rows = self._pool(tf.reshape(ids, [-1, 1]), None)
+        rows = tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], 0))
+        return tf.ensure_shape(rows, ids.shape.concatenate(self.output_dim))
+
+    def _whole_numbers(self, ids: Any) -> Any:
+        if not isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
+            ids = tf.convert_to_tensor(ids)
+        exact_up_to = _EXACT_UP_TO.get(ids.dtype.name)
+        if exact_up_to is None:
+            return ids
+        if self.input_dim > exact_up_to:
+            raise ValueError(
+                f"`ids` of dtype {ids.dtype.name} cannot tell the {self.input_dim} rows apart. "
+                'Pass integers: declare the input as `keras.Input(shape, dtype="int64")`.'
+            )
+        values = ids if isinstance(ids, tf.Tensor) else ids.values
+        with tf.control_dependencies(
+            [tf.debugging.assert_equal(values, tf.floor(values), "`ids` must be whole numbers.")]
+        ):
+            return tf.cast(ids, tf.int64)
+
+    def compute_mask(self, ids: Any, mask: Any = None) -> Any:
+        return keras.ops.not_equal(ids, 0) if self.mask_zero else None
+
+    def compute_output_shape(self, ids_shape: Any, weights_shape: Any = None) -> Any:
+        kept = ids_shape if self.combiner is None else ids_shape[:-1]
+        return (*kept, self.output_dim)
+
+    def compute_output_spec(self, ids: Any, weights: Any = None) -> Any:
+        if self.combiner is not None and len(ids.shape) < 2:
+            raise ValueError(
+                "`ids` must have rank 2 or more, `(..., hotness)`, with a combiner. "
+                f"Received: shape {ids.shape}"
+            )
+        return keras.KerasTensor(
+            self.compute_output_shape(ids.shape),
+            dtype=self.compute_dtype,
+            ragged=self.combiner is None and getattr(ids, "ragged", False),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(
+            input_dim=self.input_dim,
+            output_dim=self.output_dim,
+            combiner=self.combiner,
+            embeddings_initializer=keras.initializers.serialize(self.embeddings_initializer),
+            embeddings_regularizer=keras.regularizers.serialize(self.embeddings_regularizer),
+            embeddings_constraint=keras.constraints.serialize(self.embeddings_constraint),
+            padding_id=self.padding_id,
+            mask_zero=self.mask_zero,
+        )
+        return config

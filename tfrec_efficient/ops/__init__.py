@@ -1,0 +1,10 @@
+"""C++ ops, each with a pure-TensorFlow reference of the same signature.
+
+`TFREC_OPS=python` or `TFREC_OPS=native` forces one of the two; without it the native library is
+used where it was built. Call `load_all()` before `tf.saved_model.load` of a model that was saved
+with native ops.
+"""
+
+from tfrec_efficient.ops._loader import library_path as library_path
+from tfrec_efficient.ops._loader import load_all as load_all
+from tfrec_efficient.ops.gather_reduce import gather_reduce as gather_reduce
