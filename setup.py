@@ -23,8 +23,9 @@ class BuildOps(build_ext):
     def get_ext_filename(self, fullname):
         return os.path.join(*fullname.split(".")) + ".so"
 
-    def build_extension(self, ext):
-        library = Path(self.get_ext_fullpath(ext.name))
+    def run(self):
+        root = ROOT if self.inplace else Path(self.build_lib)
+        library = root / self.get_ext_filename(self.extensions[0].name)
         info = library.with_suffix(".json")
         for leftover in (library, info):  # of an earlier build, perhaps for another TensorFlow
             leftover.unlink(missing_ok=True)
@@ -33,9 +34,9 @@ class BuildOps(build_ext):
             flags = tensorflow_flags()
             # Never fused, so that all instruction sets return the same bits.
             command = [os.environ.get("CXX", "g++"), "-O3", "-fPIC", "-shared", "-ffp-contract=off"]
-            # TensorFlow's headers are full of warnings, and are none of ours.
-            command += ["-w", "-I.", *ext.sources, *flags["compile"], *flags["link"]]
-            subprocess.run([*command, "-o", str(library)], cwd=ROOT, check=True)
+            # TensorFlow's headers are full of warnings, and none of them is ours.
+            command += ["-w", "-I.", *SOURCES, *flags["compile"], *flags["link"]]
+            subprocess.run([*command, "-o", str(library.absolute())], cwd=ROOT, check=True)
             info.write_text(json.dumps({"tensorflow": flags["version"]}) + "\n")
         except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
             library.unlink(missing_ok=True)
@@ -44,5 +45,6 @@ class BuildOps(build_ext):
 
 setup(
     cmdclass={"build_ext": BuildOps},
-    ext_modules=[Extension("tfrec_efficient.ops.libtfrec_ops", SOURCES)],
+    # Optional: setuptools must not miss a library that could not be built.
+    ext_modules=[Extension("tfrec_efficient.ops.libtfrec_ops", SOURCES, optional=True)],
 )

@@ -95,7 +95,7 @@ def gather_reduce(
         )
     check_padding_id(padding_id)
     table = _as_table(table)
-    bags = _as_bags(ids, weights, tf.float64 if table.dtype == tf.float64 else tf.float32)
+    bags = _as_bags(ids, weights, _weight_dtype(table))
     module = _loader.native()
     if module is None:
         return _reference(table, bags, combiner, padding_id)
@@ -108,7 +108,7 @@ def gather_reduce(
         "combiner": combiner,
         "padding_id": _NO_PADDING if padding_id is None else padding_id,
     }
-    if isinstance(table, tf.Variable):
+    if _is_variable(table):
         variable_accessed(table)
         return module.tfrec_efficient_resource_gather_reduce(
             table=table.handle, dtype=table.dtype, **common
@@ -135,10 +135,14 @@ def _weight_dtype(table: Any) -> tf.DType:
     return tf.float64 if table.dtype == tf.float64 else tf.float32
 
 
+def _is_variable(table: Any) -> bool:
+    return isinstance(table, tf.Variable)
+
+
 def _as_table(table: Any) -> Any:
     if isinstance(table, keras.Variable):
         table = table.value
-    if not isinstance(table, tf.Variable):
+    if not _is_variable(table):
         table = tf.convert_to_tensor(table)
     if table.dtype not in (tf.float32, tf.float16, tf.bfloat16, tf.float64):
         raise ValueError(
@@ -316,6 +320,8 @@ def _resource_gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
 
 def _reference(table: Any, bags: _Bags, combiner: str, padding_id: int | None) -> tf.Tensor:
     """The same result, rules and gradient in plain TensorFlow."""
+    if table.shape.rank is None:
+        table = _checked(table, tf.rank(table) == 2, lambda: "`table` must have rank 2.")
     ids, segments, batch, weights = _checked_lookups(table, bags, padding_id)
 
     # Reading each row once is what makes the gradient of `table` arrive coalesced.
@@ -379,7 +385,9 @@ def _checked_lookups(table: Any, bags: _Bags, padding_id: int | None) -> Any:
         else tf.cast(ids, tf.int64) == tf.constant(padding_id, tf.int64)
     )
 
-    rows = tf.cast(tf.shape(table)[0], ids.dtype)
+    # Not tf.shape(), which would read, and so copy, a variable.
+    shape = tf.raw_ops.VariableShape(input=table.handle) if _is_variable(table) else tf.shape(table)
+    rows = tf.cast(shape[0], ids.dtype)
     is_row = is_padding | ((ids >= 0) & (ids < rows))
     unless = "" if padding_id is None else f" or `padding_id={padding_id}`"
     ids = _checked(

@@ -1,0 +1,663 @@
+#include "custom_ops/gather_reduce/gather_reduce.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "custom_ops/common/narrow_float.h"
+#include "custom_ops/gather_reduce/bags.h"
+#include "custom_ops/gather_reduce/row_reducer.h"
+#include "tests/cc/check.h"
+
+namespace tfrec {
+namespace {
+
+using Rng = std::mt19937_64;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr Combiner kCombiners[] = {Combiner::kSum, Combiner::kMean, Combiner::kSqrtn};
+
+std::vector<Isa> SupportedIsas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    if (isa <= BestIsa()) isas.push_back(isa);
+  }
+  return isas;
+}
+
+// Relative error of rounding once to T.
+template <typename T>
+constexpr double kRoundoff = std::numeric_limits<T>::epsilon() / 2;
+template <>
+constexpr double kRoundoff<Half> = 0x1p-11;
+template <>
+constexpr double kRoundoff<BFloat16> = 0x1p-8;
+
+// How far a sum of `count` terms may be from the exact one, where `magnitude` is the sum of their
+// absolute values. Rounding errors go either way, hence the square root.
+template <typename T>
+double Tolerance(int64_t count, double magnitude) {
+  constexpr double kSubnormalHalf = 0x1p-25;
+  return (kRoundoff<Accumulator<T>> * (4 * std::sqrt(count) + 4) + kRoundoff<T>)*magnitude +
+         (sizeof(T) == 2 ? kSubnormalHalf : 0);
+}
+
+template <typename T>
+T Narrowed(double value) {
+  T out;
+  Narrow(static_cast<Accumulator<T>>(value), &out);
+  return out;
+}
+
+double Uniform(Rng* rng, double low, double high) {
+  return std::uniform_real_distribution<double>(low, high)(*rng);
+}
+int64_t Below(Rng* rng, int64_t count) {
+  return std::uniform_int_distribution<int64_t>(0, count - 1)(*rng);
+}
+
+template <typename T>
+std::vector<T> RandomValues(Rng* rng, int64_t count) {
+  std::vector<T> values(count);
+  for (T& value : values) value = Narrowed<T>(Uniform(rng, -2, 2));
+  return values;
+}
+
+// Any finite pattern: huge, tiny, subnormal, negative zero.
+template <typename T>
+std::vector<T> RandomPatterns(Rng* rng, int64_t count) {
+  std::vector<T> values(count);
+  for (T& value : values) {
+    do {
+      const uint64_t bits = (*rng)();
+      std::memcpy(&value, &bits, sizeof value);
+    } while (!std::isfinite(Widen(value)));
+  }
+  return values;
+}
+
+template <typename T>
+bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+// An output no entry of which was written yet, or rightly could be.
+template <typename T>
+std::vector<T> Unwritten(int64_t count) {
+  return std::vector<T>(count, Narrowed<T>(kNan));
+}
+
+// ------------------------------------------------------------------------------ row reducers
+
+template <typename T>
+struct Reduction {
+  std::vector<const T*> rows;  // those to add, then others that may be prefetched
+  std::vector<Accumulator<T>> weights;
+  int64_t count;
+  int64_t dim;
+  Accumulator<T> divisor;
+
+  std::vector<T> Run(Isa isa) const {
+    std::vector<T> out = Unwritten<T>(dim);
+    SelectRowReducer<T>(isa)(rows.data(), weights.empty() ? nullptr : weights.data(), count,
+                             rows.size(), dim, divisor, out.data());
+    return out;
+  }
+};
+
+template <typename T>
+void CheckNearNaive(const Reduction<T>& reduction, const std::vector<T>& actual) {
+  for (int64_t c = 0; c < reduction.dim; ++c) {
+    double sum = 0;
+    double magnitude = 0;
+    for (int64_t k = 0; k < reduction.count; ++k) {
+      const double weight = reduction.weights.empty() ? 1 : reduction.weights[k];
+      sum += weight * Widen(reduction.rows[k][c]);
+      magnitude += std::abs(weight * Widen(reduction.rows[k][c]));
+    }
+    const double scale = reduction.divisor == 0 ? 0 : 1 / static_cast<double>(reduction.divisor);
+    CHECK_NEAR(Widen(actual[c]), sum * scale,
+               Tolerance<T>(reduction.count, magnitude * std::abs(scale)), c, reduction.dim,
+               reduction.count, reduction.divisor, reduction.weights.empty());
+  }
+}
+
+// Each row is an allocation of its own, so that the sanitizer sees any read past the end of one.
+template <typename T>
+std::vector<std::vector<T>> RandomRows(Rng* rng, int64_t dim, bool any_pattern) {
+  std::vector<std::vector<T>> rows;
+  for (int row = 0; row < 50; ++row) {
+    rows.push_back(any_pattern ? RandomPatterns<T>(rng, dim) : RandomValues<T>(rng, dim));
+  }
+  return rows;
+}
+
+template <typename T>
+void TestReducers() {
+  Rng rng(1);
+  std::vector<int64_t> dims(41);
+  std::iota(dims.begin(), dims.end(), 0);
+  dims.insert(dims.end(), {64, 65, 96, 128, 129, 200});
+  for (const int64_t dim : dims) {
+    for (const bool any_pattern : {false, true}) {
+      const std::vector<std::vector<T>> storage = RandomRows<T>(&rng, dim, any_pattern);
+      for (int64_t count = 0; count <= 40; ++count) {
+        Reduction<T> reduction{{}, {}, count, dim, 1};
+        for (int64_t k = count + Below(&rng, 40); k > 0; --k) {
+          reduction.rows.push_back(storage[Below(&rng, storage.size())].data());
+        }
+        for (const bool weighted : {false, true}) {
+          if (weighted) reduction.weights = RandomValues<Accumulator<T>>(&rng, count);
+          for (const double divisor : {1.0, 0.0, Uniform(&rng, 0.5, 9), -3.0}) {
+            reduction.divisor = static_cast<Accumulator<T>>(divisor);
+            const std::vector<T> portable = reduction.Run(Isa::kPortable);
+            if (!any_pattern) CheckNearNaive(reduction, portable);
+            for (const Isa isa : SupportedIsas()) {
+              CHECK(SameBits(reduction.Run(isa), portable), static_cast<int>(isa), dim, count,
+                    weighted, divisor, any_pattern);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// A table may hold infinities and NaN; they stay in their column and are no reason for zeros.
+template <typename T>
+void TestReducersKeepNonFinite() {
+  Rng rng(2);
+  constexpr int64_t kDim = 75;
+  for (int64_t column = 0; column < kDim; ++column) {
+    for (const double value : {kNan, kInfinity, -kInfinity}) {
+      std::vector<T> row = RandomValues<T>(&rng, kDim);
+      row[column] = Narrowed<T>(value);
+      for (const Isa isa : SupportedIsas()) {
+        const std::vector<T> out = Reduction<T>{{row.data()}, {}, 1, kDim, 2}.Run(isa);
+        for (int64_t c = 0; c < kDim; ++c) {
+          CHECK_EQ(std::isfinite(Widen(out[c])), c != column, c, static_cast<int>(isa));
+        }
+        CHECK_EQ(std::isnan(Widen(out[column])), std::isnan(value), static_cast<int>(isa));
+      }
+    }
+  }
+}
+
+// -------------------------------------------------------------------------------------- bags
+
+enum class Layout { kDense, kRagged };
+// A padding id outside of the table, one that would be a row of it, and none.
+enum class Padding { kNone, kOutside, kRow };
+
+template <typename T, typename Id>
+struct Problem {
+  using Weight = Accumulator<T>;
+
+  int64_t rows;
+  int64_t dim;
+  int64_t count;
+  int64_t hotness = 0;
+  Padding padding;
+  std::vector<T> values;
+  std::vector<Id> ids;
+  std::vector<Weight> weights;
+  std::vector<int64_t> row_splits;  // empty for the dense layout
+
+  Table<T> table() const { return {values.data(), rows, dim}; }
+  Bags<Id> bags() const {
+    return {ids.data(), static_cast<int64_t>(ids.size()),
+            count,      row_splits.empty() ? nullptr : row_splits.data(),
+            hotness,    padding != Padding::kNone,
+            PaddingId()};
+  }
+  // Without padding, an id that occurs and must be taken for a row.
+  int64_t PaddingId() const { return padding == Padding::kOutside ? -1 : 1; }
+};
+
+// Weights are positive, and NaN at padding, where nobody may look at them.
+template <typename T, typename Id>
+Problem<T, Id> RandomProblem(Rng* rng, const std::vector<int64_t>& bag_sizes, Layout layout,
+                             Padding padding, int64_t dim) {
+  Problem<T, Id> problem{};
+  problem.rows = 23;
+  problem.dim = dim;
+  problem.count = bag_sizes.size();
+  problem.padding = padding;
+  problem.values = RandomValues<T>(rng, problem.rows * dim);
+  if (layout == Layout::kDense) problem.hotness = bag_sizes.empty() ? 3 : bag_sizes[0];
+  if (layout == Layout::kRagged) problem.row_splits = {0};
+  for (const int64_t size : bag_sizes) {
+    for (int64_t k = 0; k < size; ++k) {
+      const bool pad = padding != Padding::kNone && Below(rng, 4) == 0;
+      const int64_t id = pad ? problem.PaddingId() : Below(rng, problem.rows);
+      const bool is_padding = padding != Padding::kNone && id == problem.PaddingId();
+      problem.ids.push_back(static_cast<Id>(id));
+      problem.weights.push_back(
+          static_cast<Accumulator<T>>(is_padding ? kNan : Uniform(rng, 0.25, 2)));
+    }
+    if (layout == Layout::kRagged) problem.row_splits.push_back(problem.ids.size());
+  }
+  return problem;
+}
+
+std::vector<int64_t> RandomBagSizes(Rng* rng, Layout layout, int64_t count, int64_t limit) {
+  std::vector<int64_t> sizes(count, Below(rng, limit));
+  if (layout == Layout::kDense) return sizes;
+  for (int64_t& size : sizes) size = Below(rng, 3) == 0 ? 0 : Below(rng, limit);
+  return sizes;
+}
+
+// The bags are reduced in one call for each two neighbours of `cuts`.
+template <typename T, typename Id>
+std::vector<T> RunForward(const Problem<T, Id>& problem, bool weighted, Combiner combiner, Isa isa,
+                          const std::vector<int64_t>& cuts) {
+  std::vector<T> out = Unwritten<T>(problem.count * problem.dim);
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    CHECK(GatherReduce(problem.table(), problem.bags(), weighted ? problem.weights.data() : nullptr,
+                       combiner, SelectRowReducer<T>(isa), cuts[i], cuts[i + 1], out.data()),
+          i);
+  }
+  return out;
+}
+template <typename T, typename Id>
+std::vector<T> RunForward(const Problem<T, Id>& problem, bool weighted, Combiner combiner) {
+  return RunForward(problem, weighted, combiner, BestIsa(), {0, problem.count});
+}
+
+std::vector<int64_t> RandomCuts(Rng* rng, int64_t count) {
+  std::vector<int64_t> cuts = {0, count};
+  for (int i = 0; i < 4; ++i) cuts.push_back(Below(rng, count + 1));
+  std::sort(cuts.begin(), cuts.end());
+  return cuts;
+}
+
+// The lookups of a bag that exist, in double.
+struct NaiveBag {
+  std::vector<int64_t> positions;
+  std::vector<int64_t> ids;
+  std::vector<double> weights;
+
+  double Divisor(Combiner combiner) const {
+    double sum = 0;
+    for (const double w : weights) sum += combiner == Combiner::kSqrtn ? w * w : w;
+    if (combiner == Combiner::kSum) return 1;
+    return combiner == Combiner::kMean ? sum : std::sqrt(sum);
+  }
+};
+
+template <typename T, typename Id>
+NaiveBag MakeNaiveBag(const Problem<T, Id>& problem, bool weighted, int64_t bag) {
+  const bool ragged = !problem.row_splits.empty();
+  const int64_t begin = ragged ? problem.row_splits[bag] : bag * problem.hotness;
+  const int64_t end = ragged ? problem.row_splits[bag + 1] : (bag + 1) * problem.hotness;
+  NaiveBag naive;
+  for (int64_t k = begin; k < end; ++k) {
+    if (problem.padding != Padding::kNone && problem.ids[k] == problem.PaddingId()) continue;
+    naive.positions.push_back(k);
+    naive.ids.push_back(problem.ids[k]);
+    naive.weights.push_back(weighted ? problem.weights[k] : 1);
+  }
+  return naive;
+}
+
+template <typename T, typename Id>
+void CheckForwardNearNaive(const Problem<T, Id>& problem, bool weighted, Combiner combiner,
+                           const std::vector<T>& actual) {
+  for (int64_t bag = 0; bag < problem.count; ++bag) {
+    const NaiveBag naive = MakeNaiveBag(problem, weighted, bag);
+    const double divisor = naive.ids.empty() ? 1 : naive.Divisor(combiner);
+    for (int64_t c = 0; c < problem.dim; ++c) {
+      double sum = 0;
+      double magnitude = 0;
+      for (size_t k = 0; k < naive.ids.size(); ++k) {
+        const double term =
+            naive.weights[k] * Widen(problem.values[naive.ids[k] * problem.dim + c]);
+        sum += term;
+        magnitude += std::abs(term);
+      }
+      CHECK_NEAR(Widen(actual[bag * problem.dim + c]), sum / divisor,
+                 Tolerance<T>(naive.ids.size(), magnitude / divisor), bag, c, naive.ids.size(),
+                 weighted, static_cast<int>(combiner));
+    }
+  }
+}
+
+template <typename T, typename Id>
+void CheckForward(Rng* rng, const Problem<T, Id>& problem) {
+  for (const Combiner combiner : kCombiners) {
+    for (const bool weighted : {false, true}) {
+      const std::vector<T> whole = RunForward(problem, weighted, combiner);
+      CheckForwardNearNaive(problem, weighted, combiner, whole);
+      for (const Isa isa : SupportedIsas()) {
+        const std::vector<int64_t> cuts = RandomCuts(rng, problem.count);
+        CHECK(SameBits(RunForward(problem, weighted, combiner, isa, cuts), whole),
+              static_cast<int>(isa), weighted, static_cast<int>(combiner));
+      }
+    }
+  }
+}
+
+template <typename T, typename Id>
+void TestForward() {
+  Rng rng(3);
+  for (const Layout layout : {Layout::kDense, Layout::kRagged}) {
+    for (const Padding padding : {Padding::kNone, Padding::kOutside, Padding::kRow}) {
+      for (const int64_t dim : {1, 8, 37}) {
+        for (const int64_t count : {0, 1, 2, 40}) {
+          const auto sizes = RandomBagSizes(&rng, layout, count, 12);
+          CheckForward(&rng, RandomProblem<T, Id>(&rng, sizes, layout, padding, dim));
+        }
+      }
+    }
+  }
+}
+
+// A chunk of lookups ends at 4096: just before, at and after it, in a bag longer than it, and many
+// times in one call.
+template <typename T, typename Id>
+void TestForwardChunks() {
+  Rng rng(4);
+  const std::vector<std::vector<int64_t>> ragged = {
+      {4095, 1, 1}, {4096, 1}, {4097}, {1, 4095, 0, 2}, {1, 4096}, {0, 9000, 0, 5, 4090, 6}};
+  for (const Padding padding : {Padding::kNone, Padding::kOutside}) {
+    for (const std::vector<int64_t>& sizes : ragged) {
+      CheckForward(&rng, RandomProblem<T, Id>(&rng, sizes, Layout::kRagged, padding, 3));
+    }
+    const std::vector<int64_t> dense(1000, 10);
+    CheckForward(&rng, RandomProblem<T, Id>(&rng, dense, Layout::kDense, padding, 3));
+  }
+}
+
+template <typename T>
+void CheckZeros(const std::vector<T>& actual) {
+  CHECK(SameBits(actual, std::vector<T>(actual.size(), T{})));
+}
+
+template <typename T, typename Id>
+void TestForwardZeroRows() {
+  Rng rng(5);
+  // Weights that cancel leave a mean without a divisor; for sqrtn it takes weights of zero.
+  Problem<T, Id> problem = RandomProblem<T, Id>(&rng, {2, 2}, Layout::kDense, Padding::kNone, 19);
+  problem.ids = {0, 2, 4, 4};
+  problem.weights = {1.5, -1.5, 0, 0};
+  CheckZeros(RunForward(problem, true, Combiner::kMean));
+  const std::vector<T> sqrtn = RunForward(problem, true, Combiner::kSqrtn);
+  CheckZeros(std::vector<T>(sqrtn.begin() + problem.dim, sqrtn.end()));
+  CHECK(Widen(sqrtn[0]) != 0);
+
+  // A table without rows serves bags without lookups.
+  problem.rows = 0;
+  problem.values.clear();
+  problem.padding = Padding::kOutside;
+  problem.ids = {-1, -1, -1, -1};
+  for (const Combiner combiner : kCombiners) {
+    CheckZeros(RunForward(problem, true, combiner));
+    CheckZeros(RunForward(problem, false, combiner));
+  }
+}
+
+void TestDivisors() {
+  const std::vector<int32_t> ids = {5, 9, 5, 9, 9, 5};
+  const std::vector<int64_t> row_splits = {0, 3, 5, 5, 6};
+  const std::vector<float> weights = {3, static_cast<float>(kNan), 4, 1, 1, -2};
+  const Bags<int32_t> bags{ids.data(), 6, 4, row_splits.data(), 0, true, 9};
+  const auto check = [&](const float* bag_weights, Combiner combiner,
+                         const std::vector<float>& expected) {
+    for (int64_t bag = 0; bag < bags.count; ++bag) {
+      CHECK_EQ(BagDivisor(bags, bag_weights, combiner, bag), expected[bag], bag);
+    }
+  };
+  check(weights.data(), Combiner::kSum, {1, 1, 1, 1});
+  check(weights.data(), Combiner::kMean, {7, 0, 0, -2});
+  check(weights.data(), Combiner::kSqrtn, {5, 0, 0, 2});
+  check(nullptr, Combiner::kMean, {2, 0, 0, 1});
+  check(nullptr, Combiner::kSqrtn, {std::sqrt(2.0f), 0, 0, 1});
+}
+
+// ------------------------------------------------------------------------------------ faults
+
+void CheckFault(const Fault& fault, Fault::Kind kind, int64_t position) {
+  CHECK_EQ(static_cast<int>(fault.kind), static_cast<int>(kind), position);
+  CHECK_EQ(fault.position, position);
+}
+
+void TestRowSplits() {
+  const std::vector<int32_t> ids(5);
+  const auto check = [&](const std::vector<int64_t>& row_splits, Fault::Kind kind,
+                         int64_t position) {
+    const int64_t count = static_cast<int64_t>(row_splits.size()) - 1;
+    CheckFault(CheckRowSplits(Bags<int32_t>{ids.data(), 5, count, row_splits.data(), 0, false, 0}),
+               kind, position);
+  };
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+  check({0, 5}, Fault::kNone, -1);
+  check({0, 0, 2, 2, 5, 5}, Fault::kNone, -1);
+  check({1, 5}, Fault::kRowSplits, 0);
+  check({-1, 5}, Fault::kRowSplits, 0);
+  check({0, 3, 2, 5}, Fault::kRowSplits, 2);
+  check({0, -1, 5}, Fault::kRowSplits, 1);
+  check({0, kMax, 5}, Fault::kRowSplits, 2);
+  check({0, 2, 4}, Fault::kRowSplits, 2);
+  check({0, 2, 6}, Fault::kRowSplits, 2);
+  check({0, kMax}, Fault::kRowSplits, 1);
+  check({0}, Fault::kRowSplits, 0);  // no bags, and yet ids
+  CheckFault(CheckRowSplits(Bags<int32_t>{ids.data(), 5, 1, nullptr, 5, false, 0}), Fault::kNone,
+             -1);
+  const int64_t no_bags = 0;
+  CheckFault(CheckRowSplits(Bags<int32_t>{nullptr, 0, 0, &no_bags, 0, false, 0}), Fault::kNone, -1);
+}
+
+// Both passes over the bags [first, last) notice, or both do not.
+template <typename T, typename Id>
+void CheckAccepted(const Problem<T, Id>& problem, int64_t first, int64_t last, bool accepted) {
+  for (const Combiner combiner : kCombiners) {
+    std::vector<T> out = Unwritten<T>(problem.count * problem.dim);
+    CHECK_EQ(GatherReduce(problem.table(), problem.bags(), problem.weights.data(), combiner,
+                          SelectRowReducer<T>(BestIsa()), first, last, out.data()),
+             accepted, first, last);
+    std::vector<Accumulator<T>> weight_grads(problem.ids.size());
+    CHECK_EQ(
+        GatherReduceWeightGrad(problem.table(), problem.bags(), problem.weights.data(), combiner,
+                               problem.values.data(), first, last, weight_grads.data()),
+        accepted, first, last);
+  }
+}
+
+template <typename T, typename Id>
+void TestFaults() {
+  Rng rng(6);
+  constexpr int64_t kHotness = 4;
+  constexpr int64_t kCount = 9;
+  const Problem<T, Id> good = RandomProblem<T, Id>(&rng, std::vector<int64_t>(kCount, kHotness),
+                                                   Layout::kDense, Padding::kRow, 5);
+  const auto find = [](const Problem<T, Id>& problem) {
+    return FindFault(problem.bags(), problem.rows, problem.weights.data());
+  };
+  CheckFault(find(good), Fault::kNone, -1);
+  CheckAccepted(good, 0, kCount, true);
+
+  const auto check = [&](const Problem<T, Id>& bad, Fault::Kind kind, int64_t position) {
+    const int64_t bag = position / kHotness;
+    CheckFault(find(bad), kind, position);
+    CheckAccepted(bad, 0, kCount, false);
+    CheckAccepted(bad, bag, bag + 1, false);
+    CheckAccepted(bad, 0, bag, true);
+    CheckAccepted(bad, bag + 1, kCount, true);
+  };
+  using IdLimits = std::numeric_limits<Id>;
+  for (const int64_t position : {int64_t{0}, int64_t{17}, kCount * kHotness - 1}) {
+    for (const Id id : {Id{-1}, static_cast<Id>(good.rows), IdLimits::min(), IdLimits::max()}) {
+      Problem<T, Id> bad = good;
+      bad.ids[position] = id;
+      check(bad, Fault::kIds, position);
+    }
+    for (const double weight : {kNan, kInfinity, -kInfinity}) {
+      Problem<T, Id> bad = good;
+      bad.ids[position] = 0;
+      bad.weights[position] = static_cast<Accumulator<T>>(weight);
+      check(bad, Fault::kWeights, position);
+      CheckFault(FindFault<Id, Accumulator<T>>(bad.bags(), bad.rows, nullptr), Fault::kNone, -1);
+      RunForward(bad, false, Combiner::kMean);
+      bad.ids[position] = static_cast<Id>(bad.PaddingId());
+      CheckFault(find(bad), Fault::kNone, -1);
+      CheckAccepted(bad, 0, kCount, true);
+    }
+  }
+
+  // The first of several, and any id before the first weight.
+  Problem<T, Id> bad = good;
+  bad.ids[3] = bad.ids[20] = bad.ids[21] = 0;
+  bad.weights[3] = bad.weights[20] = static_cast<Accumulator<T>>(kNan);
+  CheckFault(find(bad), Fault::kWeights, 3);
+  bad.ids[21] = bad.ids[30] = -7;
+  CheckFault(find(bad), Fault::kIds, 21);
+}
+
+// ----------------------------------------------------------------------- gradient of weights
+
+template <typename T, typename Id>
+std::vector<Accumulator<T>> RunWeightGrad(const Problem<T, Id>& problem, Combiner combiner,
+                                          const std::vector<T>& grads,
+                                          const std::vector<int64_t>& cuts) {
+  auto out = Unwritten<Accumulator<T>>(problem.ids.size());
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    CHECK(GatherReduceWeightGrad(problem.table(), problem.bags(), problem.weights.data(), combiner,
+                                 grads.data(), cuts[i], cuts[i + 1], out.data()),
+          i);
+  }
+  return out;
+}
+
+template <typename T, typename Id>
+std::vector<Accumulator<T>> RunWeightGrad(const Problem<T, Id>& problem, Combiner combiner,
+                                          const std::vector<T>& grads) {
+  return RunWeightGrad(problem, combiner, grads, {0, problem.count});
+}
+
+// The slope of sum(output * grads) along the weight at `position`.
+template <typename Id>
+double FiniteDifference(Problem<double, Id> problem, Combiner combiner,
+                        const std::vector<double>& grads, int64_t position) {
+  constexpr double kStep = 1e-5;
+  const double weight = problem.weights[position];
+  const auto loss_at = [&](double moved) {
+    problem.weights[position] = moved;
+    const std::vector<double> out = RunForward(problem, true, combiner);
+    return std::inner_product(out.begin(), out.end(), grads.begin(), 0.0);
+  };
+  return (loss_at(weight + kStep) - loss_at(weight - kStep)) / (2 * kStep);
+}
+
+template <typename Id>
+void TestWeightGradIsSlope() {
+  Rng rng(7);
+  for (const Layout layout : {Layout::kDense, Layout::kRagged}) {
+    for (const Padding padding : {Padding::kNone, Padding::kOutside, Padding::kRow}) {
+      for (const Combiner combiner : kCombiners) {
+        const auto sizes = RandomBagSizes(&rng, layout, 8, 7);
+        const auto problem = RandomProblem<double, Id>(&rng, sizes, layout, padding, 18);
+        const auto grads = RandomValues<double>(&rng, problem.count * problem.dim);
+        const auto actual = RunWeightGrad(problem, combiner, grads);
+        for (size_t k = 0; k < actual.size(); ++k) {
+          const bool is_padding = std::isnan(problem.weights[k]);
+          const double slope = is_padding ? 0 : FiniteDifference(problem, combiner, grads, k);
+          CHECK_NEAR(actual[k], slope, is_padding ? 0 : 1e-7, k, static_cast<int>(combiner));
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+std::vector<double> Widened(const std::vector<T>& values) {
+  std::vector<double> wide;
+  for (const T value : values) wide.push_back(Widen(value));
+  return wide;
+}
+
+// The narrower types follow double, on every length of the vectorised dot product and its rest.
+template <typename T, typename Id>
+void TestWeightGradFollowsDouble() {
+  Rng rng(8);
+  for (const int64_t dim : {1, 15, 16, 17, 31, 33, 64, 100}) {
+    for (const Padding padding : {Padding::kNone, Padding::kOutside}) {
+      const auto sizes = RandomBagSizes(&rng, Layout::kRagged, 20, 9);
+      const auto problem = RandomProblem<T, Id>(&rng, sizes, Layout::kRagged, padding, dim);
+      const std::vector<T> grads = RandomValues<T>(&rng, problem.count * dim);
+      Problem<double, Id> wide{};
+      wide.rows = problem.rows;
+      wide.dim = dim;
+      wide.count = problem.count;
+      wide.padding = padding;
+      wide.values = Widened(problem.values);
+      wide.ids = problem.ids;
+      wide.weights = Widened(problem.weights);
+      wide.row_splits = problem.row_splits;
+      for (const Combiner combiner : kCombiners) {
+        const auto actual = RunWeightGrad(problem, combiner, grads);
+        const auto expected = RunWeightGrad(wide, combiner, Widened(grads));
+        for (size_t k = 0; k < actual.size(); ++k) {
+          CHECK_NEAR(actual[k], expected[k], 1e-4, k, dim, static_cast<int>(combiner));
+        }
+        const std::vector<int64_t> cuts = RandomCuts(&rng, problem.count);
+        CHECK(SameBits(RunWeightGrad(problem, combiner, grads, cuts), actual), dim);
+      }
+    }
+  }
+}
+
+template <typename T, typename Id>
+void TestWeightGradWithoutDivisor() {
+  Rng rng(9);
+  Problem<T, Id> problem =
+      RandomProblem<T, Id>(&rng, {3, 3}, Layout::kDense, Padding::kOutside, 20);
+  problem.ids = {0, -1, 2, -1, -1, -1};
+  const std::vector<T> grads = RandomValues<T>(&rng, problem.count * problem.dim);
+  problem.weights = {2, 9, -2, 9, 9, 9};
+  CheckZeros(RunWeightGrad(problem, Combiner::kMean, grads));
+  problem.weights = {0, 9, 0, 9, 9, 9};
+  CheckZeros(RunWeightGrad(problem, Combiner::kSqrtn, grads));
+  CHECK(RunWeightGrad(problem, Combiner::kSum, grads)[0] != 0);
+}
+
+template <typename T, typename Id>
+void TestBags() {
+  TestForward<T, Id>();
+  TestForwardChunks<T, Id>();
+  TestForwardZeroRows<T, Id>();
+  TestFaults<T, Id>();
+  TestWeightGradFollowsDouble<T, Id>();
+  TestWeightGradWithoutDivisor<T, Id>();
+}
+
+template <typename T>
+void TestRowReducers() {
+  TestReducers<T>();
+  TestReducersKeepNonFinite<T>();
+}
+
+}  // namespace
+}  // namespace tfrec
+
+int main() {
+  tfrec::TestRowReducers<float>();
+  tfrec::TestRowReducers<double>();
+  tfrec::TestRowReducers<tfrec::Half>();
+  tfrec::TestRowReducers<tfrec::BFloat16>();
+  tfrec::TestDivisors();
+  tfrec::TestRowSplits();
+  // Types of rows and of ids do not interact: each one once is enough.
+  tfrec::TestBags<float, int32_t>();
+  tfrec::TestBags<double, int64_t>();
+  tfrec::TestBags<tfrec::Half, int64_t>();
+  tfrec::TestBags<tfrec::BFloat16, int32_t>();
+  tfrec::TestWeightGradIsSlope<int64_t>();
+  return 0;
+}
