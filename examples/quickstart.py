@@ -10,7 +10,6 @@ A user, an item and the item's genres meet in a small factorization machine over
 
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,7 +19,7 @@ from learning_curve import draw
 import tfrec_efficient as tfrec
 
 keras.utils.set_random_seed(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
-output = Path("quickstart_output")
+output = "quickstart_output"
 
 # ---- Raw features, and the rows to train and to test on.
 movies = tfrec.data.datasets.movielens_100k()
@@ -50,16 +49,17 @@ def batches(rows):
 
 
 # ---- The model.
-user, item, genres = (keras.Input(shape, dtype="int64") for shape in ((), (), (None,)))
-vector = tfrec.EmbeddingBag(items.vocabulary_size(), 16, combiner=None)(item)
-vector += tfrec.EmbeddingBag(kinds.vocabulary_size(), 16, combiner="mean", padding_id=0)(genres)
-vector *= tfrec.EmbeddingBag(users.vocabulary_size(), 16, combiner=None)(user)
+shapes = {"user": (), "item": (), "genres": (None,)}
+ids = {name: keras.Input(shape, dtype="int64", name=name) for name, shape in shapes.items()}
+vector = tfrec.EmbeddingBag(items.vocabulary_size(), 16, combiner=None)(ids["item"])
+vector += tfrec.EmbeddingBag(kinds.vocabulary_size(), 16, "mean", padding_id=0)(ids["genres"])
+vector *= tfrec.EmbeddingBag(users.vocabulary_size(), 16, combiner=None)(ids["user"])
 logit = keras.ops.sum(keras.layers.Dropout(0.5)(vector), axis=-1, keepdims=True)
-logit += tfrec.EmbeddingBag(users.vocabulary_size(), 1, combiner=None)(user)
-logit += tfrec.EmbeddingBag(items.vocabulary_size(), 1, combiner=None)(item)
-model = keras.Model({"user": user, "item": item, "genres": genres}, keras.ops.sigmoid(logit))
+logit += tfrec.EmbeddingBag(users.vocabulary_size(), 1, combiner=None)(ids["user"])
+logit += tfrec.EmbeddingBag(items.vocabulary_size(), 1, combiner=None)(ids["item"])
+model = keras.Model(ids, keras.ops.sigmoid(logit))
 model.compile(keras.optimizers.Adam(2e-3), "bce", metrics=[keras.metrics.AUC(2000, name="auc")])
-history = model.fit(batches(train), validation_data=batches(test), epochs=13).history
+history = model.fit(batches(train), validation_data=batches(test), epochs=13, shuffle=False).history
 
 
 # ---- The honest baseline: how much this user clicks, and how much this item is clicked.
@@ -84,11 +84,11 @@ for part in (model, users, items, kinds):
     archive.track(part)
 spec = {name: tf.TensorSpec([None], values.dtype, name) for name, values in raw.items()}
 archive.add_endpoint("predict", lambda x: {"probability": model(encode(**x))[:, 0]}, [spec])
-archive.write_out(output / "model", verbose=False)
-draw(output / "learning_curve.svg", {"train": history["auc"], "test": history["val_auc"]}, "AUC")
+archive.write_out(f"{output}/model", verbose=False)
+draw(f"{output}/learning_curve.svg", {"train": history["auc"], "test": history["val_auc"]}, "AUC")
 requests = {name: values[test[:1000]] for name, values in raw.items()}
-np.savez(output / "requests.npz", **requests)
-files = [output / name for name in ("model", "requests.npz", "predictions.npy")]
-subprocess.run([sys.executable, Path(__file__).with_name("serve.py"), *files], check=True)
+np.savez(f"{output}/requests.npz", **requests)
+files = [f"{output}/{name}" for name in ("model", "requests.npz", "predictions.npy")]
+subprocess.run([sys.executable, f"{sys.path[0]}/serve.py", *files], check=True)
 np.testing.assert_allclose(np.load(files[2]), model(encode(**requests))[:, 0], rtol=1e-5)
-print(f"exported {output / 'model'}; a fresh process served it with equal predictions")
+print(f"exported {output}/model; a fresh process served it with equal predictions")

@@ -7,7 +7,6 @@
 #include <limits>
 #include <map>
 #include <random>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -174,7 +173,7 @@ void Cast(const BagData<Id>& data, bool payload_is_position, Casted* casted) {
   casted->buffer.resize(bags.lookups);
   casted->scratch.resize(bags.lookups);
   casted->pairs.data = casted->buffer.data();
-  casted->pairs.key_bits = BitsFor(static_cast<uint64_t>(largest + 1));
+  casted->pairs.key_bits = BitsFor(static_cast<uint64_t>(largest) + 1);
   casted->pairs.payload_bits =
       BitsFor(static_cast<uint64_t>(payload_is_position ? bags.lookups : bags.count));
   PackPairs(bags, payload_is_position, &casted->pairs);

@@ -21,7 +21,7 @@ class EmbeddingBag(keras.layers.Layer):
     With a combiner, ids of shape `(..., hotness)` become vectors of shape `(..., output_dim)`:
     the sum, mean or square-root-n mean of the rows, weighted if `weights` are given at call time.
     With `combiner=None` the layer is a drop-in for `keras.layers.Embedding`: ids of shape `(...)`
-    become `(..., output_dim)`, and weights saved by one load into the other.
+    become `(..., output_dim)`, and `set_weights` takes what `get_weights` of the other gives.
 
     The table is read in place. `keras.layers.Embedding` copies the whole table at each step once
     an optimizer has updated it sparsely. The gradient has each row once.

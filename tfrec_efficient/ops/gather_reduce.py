@@ -97,7 +97,8 @@ def gather_reduce(
     table = _as_table(table)
     bags = _as_bags(ids, weights, _weight_dtype(table))
     module = _loader.native()
-    if module is None:
+    handle = _handle_on_cpu(table) if _is_variable(table) else None
+    if module is None or (_is_variable(table) and handle is None):
         return _reference(table, bags, combiner, padding_id)
 
     common = {
@@ -108,10 +109,10 @@ def gather_reduce(
         "combiner": combiner,
         "padding_id": _NO_PADDING if padding_id is None else padding_id,
     }
-    if _is_variable(table):
+    if handle is not None:
         variable_accessed(table)
         return module.tfrec_efficient_resource_gather_reduce(
-            table=table.handle, dtype=table.dtype, **common
+            table=handle, dtype=table.dtype, **common
         )
     return module.tfrec_efficient_gather_reduce(table=table, **common)
 
@@ -137,6 +138,16 @@ def _weight_dtype(table: Any) -> tf.DType:
 
 def _is_variable(table: Any) -> bool:
     return isinstance(table, tf.Variable)
+
+
+def _handle_on_cpu(variable: tf.Variable) -> tf.Tensor | None:
+    """The handle that the native op can use, or None where only stock ops can read `variable`."""
+    if "GPU" in variable.device or "TPU" in variable.device:
+        return None
+    try:
+        return variable.handle
+    except ValueError:  # a tf.function inside a replica of tf.distribute does not know which it is
+        return None
 
 
 def _as_table(table: Any) -> Any:
@@ -385,9 +396,8 @@ def _checked_lookups(table: Any, bags: _Bags, padding_id: int | None) -> Any:
         else tf.cast(ids, tf.int64) == tf.constant(padding_id, tf.int64)
     )
 
-    # Not tf.shape(), which would read, and so copy, a variable.
-    shape = tf.raw_ops.VariableShape(input=table.handle) if _is_variable(table) else tf.shape(table)
-    rows = tf.cast(shape[0], ids.dtype)
+    # Where it can be helped, not tf.shape(), which would read, and so copy, a variable.
+    rows = tf.cast(table.shape[0] if table.shape.is_fully_defined() else tf.shape(table)[0], ids.dtype)
     is_row = is_padding | ((ids >= 0) & (ids < rows))
     unless = "" if padding_id is None else f" or `padding_id={padding_id}`"
     ids = _checked(

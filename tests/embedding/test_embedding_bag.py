@@ -1,0 +1,246 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfrec_efficient as tfrec
+from tfrec_efficient.testing import run_layer_test
+
+IDS = np.array([[1, 2, 2], [4, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("combiner", "shape"), [("sum", (2, 3)), ("mean", (2, 3)), ("sqrtn", (2, 3)), (None, (2, 3, 3))]
+)
+def test_layer(implementation, combiner, shape):
+    run_layer_test(
+        tfrec.EmbeddingBag,
+        {
+            "input_dim": 5,
+            "output_dim": 3,
+            "combiner": combiner,
+            "embeddings_initializer": keras.initializers.RandomNormal(seed=1),
+            "embeddings_regularizer": keras.regularizers.L2(1e-3),
+            "embeddings_constraint": keras.constraints.MaxNorm(2.0),
+            "padding_id": 0,
+        },
+        inputs=IDS,
+        expected_output_shape=shape,
+        expected_num_weights=1,
+    )
+
+
+def test_layer_over_ragged_ids(implementation):
+    ids = tf.ragged.constant([[1, 2], [3], []], dtype=tf.int64)
+    run_layer_test(tfrec.EmbeddingBag, {"input_dim": 5, "output_dim": 2}, ids, (3, 2), 1)
+
+
+def test_layer_over_sparse_ids(implementation):
+    layer = tfrec.EmbeddingBag(5, 2, "mean")
+    ids = tf.ragged.constant([[1, 2], [3], []], dtype=tf.int64)
+    np.testing.assert_array_equal(layer(ids.to_sparse()), layer(ids))
+
+
+def test_pools_the_rows_of_the_table(implementation):
+    table = np.arange(10.0).reshape(5, 2)
+    layer = tfrec.EmbeddingBag(5, 2, "mean", weights=table)
+    assert layer(np.array([[1, 2], [4, 4]])).numpy().tolist() == [[3.0, 4.0], [8.0, 9.0]]
+    weighted = layer(np.array([[1, 2], [4, 4]]), weights=np.array([[3.0, 1.0], [1.0, 1.0]]))
+    assert weighted.numpy().tolist() == [[2.5, 3.5], [8.0, 9.0]]
+
+
+def test_pools_the_last_axis(implementation):
+    layer = tfrec.EmbeddingBag(5, 2, "sum")
+    ids = np.random.default_rng(0).integers(0, 5, (2, 3, 4))
+    expected = np.stack([layer(ids[:, i]) for i in range(3)], 1)
+    np.testing.assert_array_equal(layer(ids), expected)
+    weights = np.random.default_rng(0).random(ids.shape)
+    expected = np.stack([layer(ids[:, i], weights[:, i]) for i in range(3)], 1)
+    np.testing.assert_allclose(layer(ids, weights), expected, rtol=1e-6)
+    assert layer(keras.Input((3, 4), dtype="int32")).shape == (None, 3, 2)
+    assert layer(np.zeros((0, 3, 4), "int32")).shape == (0, 3, 2)
+
+
+# ---- Without a combiner, `keras.layers.Embedding` is the oracle -----------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 3), (2, 3, 4), (0, 3)])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "float16"])
+def test_drop_in_for_keras_embedding(implementation, shape, policy):
+    ours = tfrec.EmbeddingBag(7, 5, combiner=None, dtype=policy)
+    theirs = keras.layers.Embedding(7, 5, dtype=policy)
+    ids = np.random.default_rng(0).integers(0, 7, shape)
+    theirs.build()
+    ours.build()
+    ours.set_weights(theirs.get_weights())
+    assert ours(ids).dtype == theirs(ids).dtype
+    np.testing.assert_array_equal(ours(ids), theirs(ids))
+    symbolic = keras.Input(shape, dtype="int64")
+    assert ours(symbolic).shape == theirs(symbolic).shape
+    assert ours(symbolic).dtype == theirs(symbolic).dtype
+
+
+def test_trains_like_keras_embedding(implementation):
+    def train(make):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([make(), keras.layers.Flatten(), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")  # adagrad and adam of Keras treat duplicate ids differently
+        x = np.random.default_rng(0).integers(0, 20, (64, 4))
+        model.fit(x, x.sum(-1), batch_size=16, epochs=2, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    for ours, theirs in zip(
+        train(lambda: tfrec.EmbeddingBag(20, 3, combiner=None)),
+        train(lambda: keras.layers.Embedding(20, 3)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_mask_zero(implementation):
+    layer = tfrec.EmbeddingBag(5, 2, combiner=None, mask_zero=True)
+    mask = layer.compute_mask(tf.constant(IDS))
+    assert mask.numpy().tolist() == [[True, True, True], [True, False, False]]
+    model = keras.Sequential([layer, keras.layers.LSTM(3)])
+    np.testing.assert_allclose(model(IDS)[1], model(np.array([[4]]))[0], rtol=1e-5)
+
+
+def test_ragged_without_a_combiner_stays_ragged(implementation):
+    layer = tfrec.EmbeddingBag(5, 2, combiner=None)
+    ids = tf.ragged.constant([[1, 2], [3]])
+    result = layer(ids)
+    assert isinstance(result, tf.RaggedTensor)
+    np.testing.assert_array_equal(result.flat_values, layer(np.array([1, 2, 3])))
+
+
+def test_padding_without_a_combiner_gives_zeros(implementation):
+    result = tfrec.EmbeddingBag(5, 2, None, padding_id=-1)(np.array([-1, 3]))
+    assert result[0].numpy().tolist() == [0.0, 0.0]
+    assert np.any(result[1])
+
+
+# ---- Ids in floating point, which is what keras.Sequential makes of them --------------------------
+
+
+def test_whole_numbers_in_float(implementation):
+    layer = tfrec.EmbeddingBag(5, 2)
+    np.testing.assert_array_equal(layer(IDS.astype("float32")), layer(IDS))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`ids` must be whole numbers"):
+        layer(IDS + 0.5)
+
+
+def test_float_ids_that_would_collide(implementation):
+    layer = tfrec.EmbeddingBag(2**24 + 1, 1, embeddings_initializer="zeros")
+    with pytest.raises(ValueError, match="cannot tell the 16777217 rows apart"):
+        layer(IDS.astype("float32"))
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.bag = tfrec.EmbeddingBag(20, 3, "mean")
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.dense(self.bag(x))
+
+
+def sequential():
+    return keras.Sequential([tfrec.EmbeddingBag(20, 3, "mean"), keras.layers.Dense(1)])
+
+
+def functional():
+    x = keras.Input((4,), dtype="int64")
+    return keras.Model(x, keras.layers.Dense(1)(tfrec.EmbeddingBag(20, 3, "mean")(x)))
+
+
+@pytest.mark.parametrize("make", [sequential, functional, Subclassed])
+@pytest.mark.parametrize("steps_per_execution", [1, 4])
+def test_fit_repeats_with_a_seed(implementation, make, steps_per_execution):
+    def train():
+        keras.utils.set_random_seed(3)
+        model = make()
+        model.compile("adam", "mse", steps_per_execution=steps_per_execution)
+        x = np.random.default_rng(0).integers(0, 20, (64, 4))
+        return model.fit(x, x.mean(-1), batch_size=8, epochs=3, verbose=0).history["loss"]
+
+    losses = train()
+    assert losses[-1] < losses[0]
+    assert train() == losses
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam", "ftrl", "lion", "adafactor"])
+def test_keras_optimizers_take_the_gradient(implementation, optimizer):
+    model = functional()
+    model.compile(optimizer, "mse")
+    before = model.layers[1].get_weights()[0]
+    x = np.full((8, 4), 7)
+    model.fit(x, np.ones(8), verbose=0)
+    moved = np.any(model.layers[1].get_weights()[0] != before, axis=1)
+    assert moved[7]
+
+
+def test_mirrored_strategy(implementation):
+    x = np.random.default_rng(0).integers(0, 20, (64, 4))
+    y = x.mean(-1)
+
+    def train(strategy):
+        keras.utils.set_random_seed(3)
+        with strategy.scope():
+            model = functional()
+            model.compile("sgd", "mse")
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+        return model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
+
+    one = train(tf.distribute.get_strategy())
+    two = train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+
+
+# ---- Bad arguments -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"input_dim": 0}, "`input_dim` must be a positive integer. Received: input_dim=0"),
+        ({"input_dim": 2.0}, "`input_dim` must be a positive integer"),
+        ({"output_dim": -1}, "`output_dim` must be a positive integer"),
+        ({"output_dim": True}, "`output_dim` must be a positive integer"),
+        ({"combiner": "max"}, '`combiner` must be "sum", "mean", "sqrtn" or None'),
+        ({"mask_zero": True}, "`mask_zero` needs `combiner=None`"),
+        ({"padding_id": "0"}, "`padding_id` must be None or an integer"),
+    ],
+)
+def test_bad_constructor_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        tfrec.EmbeddingBag(**{"input_dim": 5, "output_dim": 2, **kwargs})
+
+
+def test_bad_calls(implementation):
+    bag, plain = tfrec.EmbeddingBag(5, 2), tfrec.EmbeddingBag(5, 2, combiner=None)
+    with pytest.raises(ValueError, match="rank 2 or more"):
+        bag(np.array([1, 2]))
+    with pytest.raises(ValueError, match="rank 2 or more"):
+        bag(keras.Input((), dtype="int64"))
+    with pytest.raises(ValueError, match="`weights` need a combiner"):
+        plain(IDS, np.ones(IDS.shape))
+    with pytest.raises(ValueError, match="Sparse `ids` need a combiner"):
+        plain(tf.sparse.from_dense(IDS))
+    with pytest.raises(ValueError, match="`weights` must have the shape of `ids`"):
+        bag(IDS[np.newaxis], np.ones((1, 2, 2)))
+    for layer in (bag, plain):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"`ids` must be in `\[0, 5\)`"):
+            layer(IDS - 1)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"`ids` must be in `\[0, 5\)`"):
+            layer(IDS + 1)
+
+
+def test_error_inside_fit_names_the_id(implementation):
+    model = functional()
+    model.compile("sgd", "mse")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`ids\[1, 2\]=20`"):
+        model.fit(np.array([[0, 1, 2, 3], [0, 1, 20, 3]]), np.ones(2), shuffle=False, verbose=0)
