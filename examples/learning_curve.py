@@ -1,7 +1,7 @@
 """Draws learning curves as an SVG picture, with nothing installed but Python.
 
-    from learning_curve import draw
-    draw("curve.svg", {"train": [0.7, 0.8], "test": [0.69, 0.74]}, "AUC")
+from learning_curve import draw
+draw("curve.svg", {"train": [0.7, 0.8], "test": [0.69, 0.74]}, "AUC")
 """
 
 from collections.abc import Mapping

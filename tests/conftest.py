@@ -14,9 +14,9 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
-from tfrec_efficient.testing import ops as ops_testing
+from tfrec_efficient.testing import ops as ops_testing  # noqa: E402
 
-# The importmode of pytest has no packages of tests, so a fixture of another folder is loaded here.
+# With pytest's import mode tests are no packages, so a fixture of another folder is loaded here.
 _CLIENT = Path(__file__).parent / "serving_client" / "client.py"
 _spec = importlib.util.spec_from_file_location("serving_client", _CLIENT)
 _serving_client = importlib.util.module_from_spec(_spec)

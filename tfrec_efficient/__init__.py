@@ -1,12 +1,11 @@
 """Train and serve recommenders fast on the machine you have.
 
-    import tfrec_efficient as tfrec
+What lies where, in the order in which data flows:
 
-    tfrec.EmbeddingBag      pools rows of an embedding table; also a drop-in for
-                            `keras.layers.Embedding`
-    tfrec.ops               the C++ ops below the layers, and their pure-TensorFlow references
-    tfrec.data              public data sets and splits
-    tfrec.testing           test harnesses for layers, ops and dataset transforms
+- `data`: public data sets, and splits of them.
+- `EmbeddingBag`: a Keras layer that pools rows of an embedding table.
+- `ops`: the C++ ops below the layers, each with a pure-TensorFlow reference.
+- `testing`: test harnesses for layers, ops and dataset transforms; imported by name.
 """
 
 import keras as _keras

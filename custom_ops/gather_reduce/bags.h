@@ -27,8 +27,7 @@ struct Bags {
   int64_t End(int64_t bag) const { return Begin(bag + 1); }
   bool IsPadding(int64_t position) const { return has_padding && ids[position] == padding_id; }
   bool IsRow(int64_t position, int64_t rows) const {
-    return static_cast<uint64_t>(static_cast<int64_t>(ids[position])) <
-           static_cast<uint64_t>(rows);
+    return static_cast<uint64_t>(static_cast<int64_t>(ids[position])) < static_cast<uint64_t>(rows);
   }
 };
 

@@ -77,7 +77,7 @@ int64_t FindSegments(const PackedPairs& pairs, int64_t* starts);
 // What a gradient row is multiplied by before it is added to a segment.
 template <typename Weight>
 struct CastedWeights {
-  const Weight* weights = nullptr;          // by position; null means ones
+  const Weight* weights = nullptr;           // by position; null means ones
   const int64_t* bag_of_position = nullptr;  // needed where weights are given
   const Weight* divisors = nullptr;          // by bag; null means ones
 };

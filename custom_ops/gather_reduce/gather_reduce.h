@@ -121,8 +121,8 @@ bool GatherReduceWeightGrad(const Table<T>& table, const Bags<Id>& bags,
     const Weight pull = weighted_dots / divisor / divisor;
     for (int64_t k = bags.Begin(bag); k < bags.End(bag); ++k) {
       if (bags.IsPadding(k)) continue;
-      out[k] = out[k] / divisor -
-               (combiner == Combiner::kMean ? pull : weights[k] * (pull / divisor));
+      out[k] =
+          out[k] / divisor - (combiner == Combiner::kMean ? pull : weights[k] * (pull / divisor));
     }
   }
   return true;

@@ -69,8 +69,8 @@ std::string Entry(const char* name, const Tensor& ids, int64_t position, Value v
 void ParallelFor(OpKernelContext* ctx, int64_t total, int64_t cost_per_unit,
                  const std::function<void(int64_t, int64_t)>& work) {
   const auto& workers = *ctx->device()->tensorflow_cpu_worker_threads();
-  tensorflow::Shard(workers.num_threads, workers.workers, total, std::max<int64_t>(1, cost_per_unit),
-                    work);
+  tensorflow::Shard(workers.num_threads, workers.workers, total,
+                    std::max<int64_t>(1, cost_per_unit), work);
 }
 
 // Nanoseconds for one lookup: a cache line from main memory each 64 bytes, and some bookkeeping.
@@ -122,8 +122,8 @@ class BagKernel : public OpKernel {
       return absl::OkStatus();
     }
     if (!TensorShapeUtils::IsVector(ids.shape())) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "`ids` must have rank 1 or 2. Received: shape ", ids.shape().DebugString()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("`ids` must have rank 1 or 2. Received: shape ", ids.shape().DebugString()));
     }
     if (row_splits.NumElements() == 0) {
       return absl::InvalidArgumentError(
@@ -175,10 +175,10 @@ class BagKernel : public OpKernel {
           absl::StrCat("`weights` must be finite. Received: ",
                        Entry("weights", ids, fault.position, weights[fault.position])));
     }
-    return absl::InvalidArgumentError(absl::StrCat(
-        "`ids` must be in `[0, ", rows, ")`",
-        bags.has_padding ? absl::StrCat(" or `padding_id=", bags.padding_id, "`") : "",
-        ". Received: ", Entry("ids", ids, fault.position, bags.ids[fault.position])));
+    return absl::InvalidArgumentError(
+        absl::StrCat("`ids` must be in `[0, ", rows, ")`",
+                     bags.has_padding ? absl::StrCat(" or `padding_id=", bags.padding_id, "`") : "",
+                     ". Received: ", Entry("ids", ids, fault.position, bags.ids[fault.position])));
   }
 
   RowReducer<Stored> reduce_;
@@ -220,8 +220,8 @@ class TableKernel : public BagKernel<T, Id> {
  private:
   absl::Status ComputeOnTable(OpKernelContext* ctx, const Tensor& tensor) {
     if (!TensorShapeUtils::IsMatrix(tensor.shape())) {
-      return absl::InvalidArgumentError(absl::StrCat("`table` must have rank 2. Received: shape ",
-                                                     tensor.shape().DebugString()));
+      return absl::InvalidArgumentError(
+          absl::StrCat("`table` must have rank 2. Received: shape ", tensor.shape().DebugString()));
     }
     Bags<Id> bags;
     TF_RETURN_IF_ERROR(this->ReadBags(ctx, &bags));
@@ -245,8 +245,7 @@ class GatherReduceOp final : public TableKernel<T, Id> {
     const Weight* weights;
     TF_RETURN_IF_ERROR(this->ReadWeights(ctx, weighted_, &weights));
     Tensor* output = nullptr;
-    TF_RETURN_IF_ERROR(
-        ctx->allocate_output(0, TensorShape({bags.count, table.dim}), &output));
+    TF_RETURN_IF_ERROR(ctx->allocate_output(0, TensorShape({bags.count, table.dim}), &output));
     Stored* out = CoreData<T>(output);
     std::atomic<bool> ok{true};
     const int64_t lookups_per_bag = 1 + bags.lookups / std::max<int64_t>(1, bags.count);
@@ -322,8 +321,8 @@ class GatherReduceGradOp final : public BagKernel<T, Id> {
     Tensor pairs_buffer, scratch_buffer, starts_buffer;
     PackedPairs pairs;
     TF_RETURN_IF_ERROR(Cast(ctx, bags, &pairs_buffer, &scratch_buffer, &pairs));
-    TF_RETURN_IF_ERROR(ctx->allocate_temp(tensorflow::DT_INT64, TensorShape({pairs.count + 1}),
-                                          &starts_buffer));
+    TF_RETURN_IF_ERROR(
+        ctx->allocate_temp(tensorflow::DT_INT64, TensorShape({pairs.count + 1}), &starts_buffer));
     int64_t* starts = starts_buffer.flat<int64_t>().data();
     const int64_t segments = FindSegments(pairs, starts);
 
@@ -343,7 +342,8 @@ class GatherReduceGradOp final : public BagKernel<T, Id> {
       const int64_t* const stop = starts + segments;
       ReduceSegments(pairs, starts, CoreData<T>(grads), dim, casted, this->reduce_,
                      std::lower_bound<const int64_t*>(starts, stop, begin) - starts,
-                     std::lower_bound<const int64_t*>(starts, stop, end) - starts, CoreData<T>(values));
+                     std::lower_bound<const int64_t*>(starts, stop, end) - starts,
+                     CoreData<T>(values));
     });
     return absl::OkStatus();
   }
@@ -409,11 +409,11 @@ class GatherReduceGradOp final : public BagKernel<T, Id> {
                               .TypeConstraint<Id>("Tids")               \
                               .TypeConstraint<WeightOf<T>>("Tweights"), \
                           KERNEL<T, Id>)
-#define TFREC_REGISTER_FAMILY(T, Id)                                                  \
-  TFREC_REGISTER("GatherReduce", GatherReduceOp, T, Id);                              \
-  TFREC_REGISTER("ResourceGatherReduce", GatherReduceOp, T, Id);                      \
-  TFREC_REGISTER("GatherReduceGrad", GatherReduceGradOp, T, Id);                      \
-  TFREC_REGISTER("GatherReduceWeightGrad", GatherReduceWeightGradOp, T, Id);          \
+#define TFREC_REGISTER_FAMILY(T, Id)                                         \
+  TFREC_REGISTER("GatherReduce", GatherReduceOp, T, Id);                     \
+  TFREC_REGISTER("ResourceGatherReduce", GatherReduceOp, T, Id);             \
+  TFREC_REGISTER("GatherReduceGrad", GatherReduceGradOp, T, Id);             \
+  TFREC_REGISTER("GatherReduceWeightGrad", GatherReduceWeightGradOp, T, Id); \
   TFREC_REGISTER("ResourceGatherReduceWeightGrad", GatherReduceWeightGradOp, T, Id)
 
 template <typename T>

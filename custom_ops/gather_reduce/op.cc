@@ -8,11 +8,12 @@
 // Bags come in two layouts. `ids` of rank 2, `(batch, hotness)`, takes an empty `row_splits`.
 // `ids` of rank 1 takes `batch + 1` offsets in `row_splits`.
 
+#include "tensorflow/core/framework/op.h"
+
 #include <string>
 #include <vector>
 
 #include "tensorflow/core/framework/common_shape_fns.h"
-#include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
 namespace tfrec {
@@ -116,9 +117,10 @@ REGISTER_OP("TfrecEfficient>GatherReduce")
     .Attr(kBagAttrs)
     .Attr(kPaddingAttr)
     .SetShapeFn(ForwardShape<false>)
-    .Doc("Pools rows of `table`, `(rows, dim)`, into `(batch, dim)`. "
-         "`weights` has the shape of `ids`, or is empty where `weighted` is false; it is double "
-         "where the table is, else float.");
+    .Doc(
+        "Pools rows of `table`, `(rows, dim)`, into `(batch, dim)`. "
+        "`weights` has the shape of `ids`, or is empty where `weighted` is false; it is double "
+        "where the table is, else float.");
 
 REGISTER_OP("TfrecEfficient>GatherReduceGrad")
     .Input("grads: dtype")
@@ -134,8 +136,9 @@ REGISTER_OP("TfrecEfficient>GatherReduceGrad")
     .Attr(kBagAttrs)
     .Attr(kPaddingAttr)
     .SetShapeFn(GradShape)
-    .Doc("The coalesced gradient of the table: ids in rising order, each once, and the sum of "
-         "what `grads`, `(batch, dim)`, sends to each.");
+    .Doc(
+        "The coalesced gradient of the table: ids in rising order, each once, and the sum of "
+        "what `grads`, `(batch, dim)`, sends to each.");
 
 REGISTER_OP("TfrecEfficient>ResourceGatherReduceWeightGrad")
     .Input("table: resource")

@@ -8,8 +8,8 @@
 
 namespace tfrec {
 
-// Instruction sets, weakest first. All of them add in the same order and never fuse a multiplication
-// with an addition, so they return the same bits.
+// Instruction sets, weakest first. All of them add in the same order and never fuse a
+// multiplication with an addition, so they return the same bits.
 enum class Isa { kPortable, kAvx2, kAvx512 };
 
 // The best one that this processor and operating system can run.

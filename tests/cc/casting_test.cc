@@ -136,23 +136,23 @@ BagData<Id> RandomBags(Rng* rng, int64_t count, int64_t hotness, int64_t rows, b
   return data;
 }
 
-template <typename Id, typename Check>
-void ForRandomBags(uint64_t seed, Check check) {
-  Rng rng(seed);
+template <typename Id>
+std::vector<BagData<Id>> ManyBags(Rng* rng) {
+  std::vector<BagData<Id>> many;
   for (const bool ragged : {false, true}) {
     for (const bool has_padding : {false, true}) {
       for (const int64_t count : {0, 1, 3, 60}) {
         for (const int64_t hotness : {0, 1, 7}) {
-          check(&rng, RandomBags<Id>(&rng, count, hotness, 30, ragged, has_padding));
+          many.push_back(RandomBags<Id>(rng, count, hotness, 30, ragged, has_padding));
         }
       }
-      // An id in more than 4096 pairs, which is where a chunk of them ends, and one in just as
-      // many.
-      check(&rng, RandomBags<Id>(&rng, 700, 30, 3, ragged, has_padding));
-      check(&rng, RandomBags<Id>(&rng, 4096, 1, 1, ragged, has_padding));
-      check(&rng, RandomBags<Id>(&rng, 900, 10, 400, ragged, has_padding));
+      // A chunk ends at 4096 pairs: ids with more of them, one with just as many, and many chunks.
+      many.push_back(RandomBags<Id>(rng, 700, 30, 3, ragged, has_padding));
+      many.push_back(RandomBags<Id>(rng, 4096, 1, 1, ragged, has_padding));
+      many.push_back(RandomBags<Id>(rng, 900, 10, 400, ragged, has_padding));
     }
   }
+  return many;
 }
 
 // All the steps from bags to segments, and the buffers behind them.
@@ -184,7 +184,8 @@ void Cast(const BagData<Id>& data, bool payload_is_position, Casted* casted) {
 
 template <typename Id>
 void TestPackPairs() {
-  ForRandomBags<Id>(2, [](Rng*, const BagData<Id>& data) {
+  Rng rng(2);
+  for (const BagData<Id>& data : ManyBags<Id>(&rng)) {
     for (const bool payload_is_position : {false, true}) {
       std::vector<uint64_t> buffer(data.ids.size());
       PackedPairs pairs{buffer.data(), -1, 20, 5};
@@ -198,7 +199,7 @@ void TestPackPairs() {
       }
       CHECK_EQ(pairs.count, i);
     }
-  });
+  }
 }
 
 // The largest key there can be, and the number of pairs that still packs with it.
@@ -319,16 +320,17 @@ void CheckSegments(const Casted& casted, const RowSums<Id>& expected, int64_t di
 
 template <typename T, typename Id>
 void TestReduceSegments() {
-  ForRandomBags<Id>(3, [](Rng* rng, const BagData<Id>& data) {
-    const int64_t dim = OneOf<int64_t>(rng, {1, 4, 21});
+  Rng rng(3);
+  for (const BagData<Id>& data : ManyBags<Id>(&rng)) {
+    const int64_t dim = OneOf<int64_t>(&rng, {1, 4, 21});
     std::vector<T> grads;
-    for (int64_t i = 0; i < data.count * dim; ++i) grads.push_back(Narrowed<T>(Below(rng, 9) - 4));
+    for (int64_t i = 0; i < data.count * dim; ++i) grads.push_back(Narrowed<T>(Below(&rng, 9) - 4));
     Factors<T> factors;
     for (size_t k = 0; k < data.ids.size(); ++k) {
-      factors.weights.push_back(OneOf<Accumulator<T>>(rng, {-1, 0, 0.5, 3}));
+      factors.weights.push_back(OneOf<Accumulator<T>>(&rng, {-1, 0, 0.5, 3}));
     }
     for (int64_t bag = 0; bag < data.count; ++bag) {
-      factors.divisors.push_back(OneOf<Accumulator<T>>(rng, {0, 1, -2, 4}));
+      factors.divisors.push_back(OneOf<Accumulator<T>>(&rng, {0, 1, -2, 4}));
     }
     for (const bool use_weights : {false, true}) {
       Casted casted;
@@ -344,25 +346,26 @@ void TestReduceSegments() {
             CheckSegments(
                 casted, expected, dim,
                 RunSegments(casted, grads, dim, factors.View(data.bag_of_position), isa, cuts));
-            for (int i = 0; i < 4; ++i) cuts.push_back(Below(rng, casted.segments + 1));
+            for (int i = 0; i < 4; ++i) cuts.push_back(Below(&rng, casted.segments + 1));
             std::sort(cuts.begin(), cuts.end());
           }
         }
       }
     }
-  });
+  }
 }
 
 // With real weights and divisors, sums round: splitting the segments must not change how.
 template <typename T>
 void TestSplittingKeepsBits() {
-  ForRandomBags<int32_t>(4, [](Rng* rng, const BagData<int32_t>& data) {
+  Rng rng(4);
+  for (const BagData<int32_t>& data : ManyBags<int32_t>(&rng)) {
     constexpr int64_t kDim = 21;
     std::uniform_real_distribution<double> uniform(-2, 2);
     std::vector<T> grads(data.count * kDim);
-    for (T& grad : grads) grad = Narrowed<T>(uniform(*rng));
+    for (T& grad : grads) grad = Narrowed<T>(uniform(rng));
     std::vector<Accumulator<T>> weights(data.ids.size());
-    for (auto& weight : weights) weight = static_cast<Accumulator<T>>(uniform(*rng));
+    for (auto& weight : weights) weight = static_cast<Accumulator<T>>(uniform(rng));
     const CastedWeights<Accumulator<T>> view{weights.data(), data.bag_of_position.data(), nullptr};
     Casted casted;
     Cast(data, true, &casted);
@@ -374,19 +377,20 @@ void TestSplittingKeepsBits() {
     for (size_t i = 0; i < one_call.size(); ++i) {
       CHECK(SameBits(one_call[i], many_calls[i]), Widen(one_call[i]), Widen(many_calls[i]), i);
     }
-  });
+  }
 }
 
 // The whole gradient of a mean and a sqrtn, with the divisors that the forward pass has.
 template <typename Id>
 void TestGradientWithDivisors() {
-  ForRandomBags<Id>(5, [](Rng* rng, const BagData<Id>& data) {
+  Rng rng(5);
+  for (const BagData<Id>& data : ManyBags<Id>(&rng)) {
     constexpr int64_t kDim = 3;
     std::uniform_real_distribution<double> uniform(0.5, 2);
     std::vector<double> grads(data.count * kDim);
-    for (double& grad : grads) grad = uniform(*rng);
+    for (double& grad : grads) grad = uniform(rng);
     std::vector<double> weights(data.ids.size());
-    for (double& weight : weights) weight = uniform(*rng);
+    for (double& weight : weights) weight = uniform(rng);
     for (const bool weighted : {false, true}) {
       Casted casted;
       Cast(data, weighted, &casted);
@@ -421,7 +425,7 @@ void TestGradientWithDivisors() {
         }
       }
     }
-  });
+  }
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ def test_core(test, build, core_objects, tmp_path):
     ("body", "report"),
     [
         (
-            "volatile int* heap = new int[1]; heap[argc] = 0; delete[] heap;",
+            "volatile int* volatile heap = new int[1]; heap[argc] = 0; delete[] heap;",
             "heap-buffer-overflow",
         ),
         ("volatile int large = 0x7fffffff; return large + argc == 0;", "signed integer overflow"),

@@ -61,7 +61,7 @@ def test_pools_the_last_axis(implementation):
     assert layer(np.zeros((0, 3, 4), "int32")).shape == (0, 3, 2)
 
 
-# ---- Without a combiner, `keras.layers.Embedding` is the oracle -----------------------------------
+# ---- Without a combiner, `keras.layers.Embedding` is the oracle ----------------------------------
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, 3), (2, 3, 4), (0, 3)])
@@ -119,7 +119,7 @@ def test_padding_without_a_combiner_gives_zeros(implementation):
     assert np.any(result[1])
 
 
-# ---- Ids in floating point, which is what keras.Sequential makes of them --------------------------
+# ---- Ids in floating point, which is what keras.Sequential makes of them -------------------------
 
 
 def test_whole_numbers_in_float(implementation):

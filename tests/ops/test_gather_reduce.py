@@ -25,7 +25,9 @@ def slow_gather_reduce(table, bags, weights, combiner, padding_id):
     table = np.asarray(table, np.float64)
     output = np.zeros((len(bags), table.shape[1]))
     for b, bag in enumerate(bags):
-        kept = [(i, weights[b][k] if weights else 1.0) for k, i in enumerate(bag) if i != padding_id]
+        kept = [
+            (i, weights[b][k] if weights else 1.0) for k, i in enumerate(bag) if i != padding_id
+        ]
         total = sum((w * table[i] for i, w in kept), np.zeros(table.shape[1]))
         divisor = {
             "sum": 1.0,
@@ -119,8 +121,13 @@ def test_ragged_and_sparse_agree_with_stock_tensorflow(implementation, layout, c
 
 @pytest.mark.parametrize(
     ("row_splits", "culprit"),
-    [([1, 2, 3], "row_splits[0]=1"), ([0, 2, 1, 3], "row_splits[2]=1"), ([0, 2], "row_splits[1]=2"),
-     ([0, 9], "row_splits[1]=9"), ([0, -5, 3], "row_splits[1]=-5")],
+    [
+        ([1, 2, 3], "row_splits[0]=1"),
+        ([0, 2, 1, 3], "row_splits[2]=1"),
+        ([0, 2], "row_splits[1]=2"),
+        ([0, 9], "row_splits[1]=9"),
+        ([0, -5, 3], "row_splits[1]=-5"),
+    ],
 )
 def test_bad_row_splits(implementation, row_splits, culprit):
     splits = tf.constant(row_splits, tf.int64)
@@ -157,7 +164,9 @@ def test_layouts_that_do_not_fit(implementation, ids, weights, message):
 def test_nothing_to_look_up(implementation, rows):
     table = tf.zeros((rows, 5))
     assert tfrec.ops.gather_reduce(table, tf.zeros((0, 4), tf.int64)).shape == (0, 5)
-    assert tfrec.ops.gather_reduce(table, tf.zeros((2, 0), tf.int32)).numpy().tolist() == [[0] * 5] * 2
+    assert (
+        tfrec.ops.gather_reduce(table, tf.zeros((2, 0), tf.int32)).numpy().tolist() == [[0] * 5] * 2
+    )
     empty = tf.ragged.constant([[], []], dtype=tf.int64, ragged_rank=1)
     assert tfrec.ops.gather_reduce(table, empty, combiner="sqrtn").numpy().tolist() == [[0] * 5] * 2
     no_bags = tf.RaggedTensor.from_row_splits(tf.zeros([0], tf.int64), tf.zeros([1], tf.int64))
@@ -245,8 +254,6 @@ def test_uninitialized_variable_is_refused():
             dtype=tf.float32,
             weighted=False,
         )
-
-
 
 
 COPY_PROBE = """

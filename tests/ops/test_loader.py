@@ -107,8 +107,6 @@ if "native" in implementations():
         assert run.returncode == 0, run.stderr
 
     def test_importing_the_package_loads_no_library():
-        code = (
-            "import tfrec_efficient; print('libtfrec_ops' in open('/proc/self/maps').read())"
-        )
+        code = "import tfrec_efficient; print('libtfrec_ops' in open('/proc/self/maps').read())"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert run.stdout.strip() == "False", run.stderr

@@ -26,7 +26,6 @@ def temporal_split(
             its range.
 
     Example:
-
     >>> train, test = temporal_split([7, 7, 7, 7, 7, 8], [5, 1, 2, 4, 3, 0])
     >>> train.tolist(), test.tolist()
     ([1, 2, 3, 4, 5], [0])

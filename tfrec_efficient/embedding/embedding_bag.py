@@ -58,7 +58,6 @@ class EmbeddingBag(keras.layers.Layer):
         tf.errors.InvalidArgumentError: An id is out of range or a weight is not finite.
 
     Example:
-
     >>> import numpy as np
     >>> import tfrec_efficient as tfrec
     >>> layer = tfrec.EmbeddingBag(input_dim=100, output_dim=8, combiner="mean")
@@ -70,6 +69,8 @@ class EmbeddingBag(keras.layers.Layer):
     References:
         - See `tfrec_efficient.ops.gather_reduce` for the formula and the paper.
     """
+
+    built: bool
 
     def __init__(
         self,

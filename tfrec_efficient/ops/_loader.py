@@ -46,7 +46,6 @@ def load_all() -> None:
         ImportError: The native library is not installed, or was built for another TensorFlow.
 
     Example:
-
     >>> import tfrec_efficient as tfrec
     >>> tfrec.ops.load_all()  # doctest: +SKIP
     """

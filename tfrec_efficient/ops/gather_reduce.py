@@ -3,7 +3,8 @@
 import dataclasses
 import numbers
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
+from typing import Literal
 
 import keras
 import tensorflow as tf
@@ -73,7 +74,6 @@ def gather_reduce(
             do not start at 0 or decrease, or a shape that was not known before does not fit.
 
     Example:
-
     >>> import tensorflow as tf
     >>> import tfrec_efficient as tfrec
     >>> table = tf.constant([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])
@@ -173,9 +173,7 @@ def _as_bags(ids: Any, weights: Any, weight_dtype: tf.DType) -> _Bags:
     ids = tf.convert_to_tensor(ids)
     _check_ids_dtype(ids)
     if ids.shape.rank not in (None, 2):
-        raise ValueError(
-            f"`ids` must have rank 2, `(batch, hotness)`. Received: shape {ids.shape}"
-        )
+        raise ValueError(f"`ids` must have rank 2, `(batch, hotness)`. Received: shape {ids.shape}")
     if weights is not None:
         if isinstance(weights, tf.RaggedTensor | tf.SparseTensor):
             raise ValueError(_kind_message("a dense tensor", weights))
@@ -223,7 +221,9 @@ def _sparse_bags(ids: tf.SparseTensor, weights: Any, weight_dtype: tf.DType) -> 
     rows = _checked(
         rows,
         in_order,
-        lambda: "Sparse `ids` must be sorted by row, in rows `[0, batch)`: use `tf.sparse.reorder`.",
+        lambda: (
+            "Sparse `ids` must be sorted by row, in rows `[0, batch)`: use `tf.sparse.reorder`."
+        ),
     )
     row_splits = tf.searchsorted(rows, tf.range(batch + 1))
     if weights is None:
@@ -240,9 +240,7 @@ def _sparse_bags(ids: tf.SparseTensor, weights: Any, weight_dtype: tf.DType) -> 
 
 def _check_ids_dtype(ids: Any) -> None:
     if ids.dtype not in (tf.int32, tf.int64):
-        raise ValueError(
-            f"`ids` must have dtype int32 or int64. Received: dtype {ids.dtype.name}"
-        )
+        raise ValueError(f"`ids` must have dtype int32 or int64. Received: dtype {ids.dtype.name}")
 
 
 def _as_weights(weights: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -397,14 +395,18 @@ def _checked_lookups(table: Any, bags: _Bags, padding_id: int | None) -> Any:
     )
 
     # Where it can be helped, not tf.shape(), which would read, and so copy, a variable.
-    rows = tf.cast(table.shape[0] if table.shape.is_fully_defined() else tf.shape(table)[0], ids.dtype)
+    rows = tf.cast(
+        table.shape[0] if table.shape.is_fully_defined() else tf.shape(table)[0], ids.dtype
+    )
     is_row = is_padding | ((ids >= 0) & (ids < rows))
     unless = "" if padding_id is None else f" or `padding_id={padding_id}`"
     ids = _checked(
         ids,
         tf.reduce_all(is_row),
         lambda: _text(
-            "`ids` must be in `[0, ", rows, f")`{unless}. Received: ",
+            "`ids` must be in `[0, ",
+            rows,
+            f")`{unless}. Received: ",
             _first_entry("ids", ids, is_row, hotness),
         ),
     )
@@ -436,8 +438,13 @@ def _checked_row_splits(ids: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
         row_splits,
         tf.reduce_all(fits),
         lambda: _text(
-            "`row_splits` must start at 0, never decrease and end at the number of ids, ", lookups,
-            ". Received: `row_splits[", culprit, "]=", row_splits[culprit], "`",
+            "`row_splits` must start at 0, never decrease and end at the number of ids, ",
+            lookups,
+            ". Received: `row_splits[",
+            culprit,
+            "]=",
+            row_splits[culprit],
+            "`",
         ),
     )
 
@@ -452,6 +459,8 @@ def _first_entry(name: str, values: tf.Tensor, good: tf.Tensor, hotness: Any) ->
 
 def _text(*parts: Any) -> tf.Tensor:
     return tf.strings.join(
-        [part if isinstance(part, str) or part.dtype == tf.string else tf.strings.as_string(part)
-         for part in parts]
+        [
+            part if isinstance(part, str) or part.dtype == tf.string else tf.strings.as_string(part)
+            for part in parts
+        ]
     )

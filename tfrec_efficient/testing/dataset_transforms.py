@@ -29,7 +29,6 @@ def run_dataset_transform_test(
         AssertionError: A check failed.
 
     Example:
-
     >>> import tensorflow as tf
     >>> from tfrec_efficient.testing import run_dataset_transform_test
     >>> run_dataset_transform_test(

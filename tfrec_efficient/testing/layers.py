@@ -42,7 +42,6 @@ def run_layer_test(
         AssertionError: A check failed.
 
     Example:
-
     >>> import numpy as np
     >>> import tfrec_efficient as tfrec
     >>> from tfrec_efficient.testing import run_layer_test
@@ -113,7 +112,9 @@ def _check_fit(model: keras.Model, inputs: Any, output: Any) -> None:
     loss = model.fit(data, shuffle=False, verbose=0).history["loss"][0]
     assert np.isfinite(loss), f"A step of `fit` must give a finite loss. Received: {loss}"
     for weight, old in zip(model.trainable_weights, before, strict=True):
-        assert not np.array_equal(_numpy(weight), old), f"A step of `fit` did not change {weight.path}."
+        assert not np.array_equal(_numpy(weight), old), (
+            f"A step of `fit` did not change {weight.path}."
+        )
 
 
 def _check_dtype_policy(

@@ -66,7 +66,6 @@ def run_op_test(
         AssertionError: A check failed.
 
     Example:
-
     >>> import tfrec_efficient as tfrec
     >>> from tfrec_efficient.testing import run_op_test
     >>> run_op_test(

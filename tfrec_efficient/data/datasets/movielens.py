@@ -17,6 +17,9 @@ _TERMS = (
     "Acknowledge: Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 2015."
 )
 _URL = "https://files.grouplens.org/datasets/movielens/{}.zip"
+# As GroupLens publishes them beside the archives.
+_MD5_100K = "0e33842e24a9c977be4e0107933c0723"
+_MD5_1M = "c4d9eecfca2ab87c1945afe126590906"
 _FILES_100K = ("u.data", "u.item", "u.user", "u.genre")
 _FILES_1M = ("ratings.dat", "movies.dat", "users.dat")
 
@@ -63,10 +66,9 @@ def movielens_100k() -> MovieLens:
         FileNotFoundError: No place had the data. The message names all of them.
 
     Example:
-
     >>> movies = movielens_100k()
-    >>> len(movies.ratings["rating"]), movies.items["title"][0], movies.items["genres"][0]
-    (100000, 'Toy Story (1995)', "Animation|Children's|Comedy")
+    >>> print(len(movies.ratings["rating"]), movies.items["title"][0], movies.items["genres"][0])
+    100000 Toy Story (1995) Animation|Children's|Comedy
     """
     title = "MovieLens-100K"
     folder = _sources.first_that_works(
@@ -76,10 +78,7 @@ def movielens_100k() -> MovieLens:
             (
                 _URL.format("ml-100k"),
                 lambda: _sources.download_zip(
-                    _URL.format("ml-100k"),
-                    "0e33842e24a9c977be4e0107933c0723",
-                    "ml-100k",
-                    _FILES_100K,
+                    _URL.format("ml-100k"), _MD5_100K, "ml-100k", _FILES_100K
                 ),
             ),
             (
@@ -121,9 +120,7 @@ def movielens_1m() -> MovieLens:
             *_local_attempts("ml-1m", [_FILES_1M, partial]),
             (
                 _URL.format("ml-1m"),
-                lambda: _sources.download_zip(
-                    _URL.format("ml-1m"), "c4d9eecfca2ab87c1945afe126590906", "ml-1m", _FILES_1M
-                ),
+                lambda: _sources.download_zip(_URL.format("ml-1m"), _MD5_1M, "ml-1m", _FILES_1M),
             ),
         ],
     )
