@@ -73,9 +73,10 @@ inline void Narrow(float value, Half* out) {
   const uint32_t bits = internal::FloatBits(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 0x47800000u) {  // 65536 and above, infinity, NaN
-    const bool is_nan = magnitude > 0x7f800000u;
-    out->bits = static_cast<uint16_t>(sign | (is_nan ? 0x7e00u : 0x7c00u));
+  if (magnitude >= 0x47800000u) {                 // 65536 and above, infinity, NaN
+    const bool is_nan = magnitude > 0x7f800000u;  // made quiet, and keeps its payload
+    out->bits =
+        sign | static_cast<uint16_t>(is_nan ? 0x7e00u | ((magnitude >> 13) & 0x3ffu) : 0x7c00u);
     return;
   }
   if (magnitude < 0x38800000u) {  // below the smallest normal, 2^-14: let the FPU round at 2^-24

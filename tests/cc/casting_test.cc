@@ -14,25 +14,14 @@
 #include "custom_ops/gather_reduce/bags.h"
 #include "custom_ops/gather_reduce/row_reducer.h"
 #include "tests/cc/check.h"
+#include "tests/cc/random_rows.h"
 
 namespace tfrec {
 namespace {
 
-using Rng = std::mt19937_64;
-
-int64_t Below(Rng* rng, int64_t count) {
-  return std::uniform_int_distribution<int64_t>(0, count - 1)(*rng);
-}
 template <typename Value>
 Value OneOf(Rng* rng, const std::vector<Value>& values) {
   return values[Below(rng, values.size())];
-}
-
-template <typename T>
-T Narrowed(double value) {
-  T out;
-  Narrow(static_cast<Accumulator<T>>(value), &out);
-  return out;
 }
 
 // ------------------------------------------------------------------------------------- pairs

@@ -13,182 +13,12 @@
 #include "custom_ops/gather_reduce/bags.h"
 #include "custom_ops/gather_reduce/row_reducer.h"
 #include "tests/cc/check.h"
+#include "tests/cc/random_rows.h"
 
 namespace tfrec {
 namespace {
 
-using Rng = std::mt19937_64;
-
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr Combiner kCombiners[] = {Combiner::kSum, Combiner::kMean, Combiner::kSqrtn};
-
-std::vector<Isa> SupportedIsas() {
-  std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
-    if (isa <= BestIsa()) isas.push_back(isa);
-  }
-  return isas;
-}
-
-// Relative error of rounding once to T.
-template <typename T>
-constexpr double kRoundoff = std::numeric_limits<T>::epsilon() / 2;
-template <>
-constexpr double kRoundoff<Half> = 0x1p-11;
-template <>
-constexpr double kRoundoff<BFloat16> = 0x1p-8;
-
-// How far a sum of `count` terms may be from the exact one, where `magnitude` is the sum of their
-// absolute values. Rounding errors go either way, hence the square root.
-template <typename T>
-double Tolerance(int64_t count, double magnitude) {
-  constexpr double kSubnormalHalf = 0x1p-25;
-  return (kRoundoff<Accumulator<T>> * (4 * std::sqrt(count) + 4) + kRoundoff<T>)*magnitude +
-         (sizeof(T) == 2 ? kSubnormalHalf : 0);
-}
-
-template <typename T>
-T Narrowed(double value) {
-  T out;
-  Narrow(static_cast<Accumulator<T>>(value), &out);
-  return out;
-}
-
-double Uniform(Rng* rng, double low, double high) {
-  return std::uniform_real_distribution<double>(low, high)(*rng);
-}
-int64_t Below(Rng* rng, int64_t count) {
-  return std::uniform_int_distribution<int64_t>(0, count - 1)(*rng);
-}
-
-template <typename T>
-std::vector<T> RandomValues(Rng* rng, int64_t count) {
-  std::vector<T> values(count);
-  for (T& value : values) value = Narrowed<T>(Uniform(rng, -2, 2));
-  return values;
-}
-
-// Any finite pattern: huge, tiny, subnormal, negative zero.
-template <typename T>
-std::vector<T> RandomPatterns(Rng* rng, int64_t count) {
-  std::vector<T> values(count);
-  for (T& value : values) {
-    do {
-      const uint64_t bits = (*rng)();
-      std::memcpy(&value, &bits, sizeof value);
-    } while (!std::isfinite(Widen(value)));
-  }
-  return values;
-}
-
-template <typename T>
-bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
-// An output no entry of which was written yet, or rightly could be.
-template <typename T>
-std::vector<T> Unwritten(int64_t count) {
-  return std::vector<T>(count, Narrowed<T>(kNan));
-}
-
-// ------------------------------------------------------------------------------ row reducers
-
-template <typename T>
-struct Reduction {
-  std::vector<const T*> rows;  // those to add, then others that may be prefetched
-  std::vector<Accumulator<T>> weights;
-  int64_t count;
-  int64_t dim;
-  Accumulator<T> divisor;
-
-  std::vector<T> Run(Isa isa) const {
-    std::vector<T> out = Unwritten<T>(dim);
-    SelectRowReducer<T>(isa)(rows.data(), weights.empty() ? nullptr : weights.data(), count,
-                             rows.size(), dim, divisor, out.data());
-    return out;
-  }
-};
-
-template <typename T>
-void CheckNearNaive(const Reduction<T>& reduction, const std::vector<T>& actual) {
-  for (int64_t c = 0; c < reduction.dim; ++c) {
-    double sum = 0;
-    double magnitude = 0;
-    for (int64_t k = 0; k < reduction.count; ++k) {
-      const double weight = reduction.weights.empty() ? 1 : reduction.weights[k];
-      sum += weight * Widen(reduction.rows[k][c]);
-      magnitude += std::abs(weight * Widen(reduction.rows[k][c]));
-    }
-    const double scale = reduction.divisor == 0 ? 0 : 1 / static_cast<double>(reduction.divisor);
-    CHECK_NEAR(Widen(actual[c]), sum * scale,
-               Tolerance<T>(reduction.count, magnitude * std::abs(scale)), c, reduction.dim,
-               reduction.count, reduction.divisor, reduction.weights.empty());
-  }
-}
-
-// Each row is an allocation of its own, so that the sanitizer sees any read past the end of one.
-template <typename T>
-std::vector<std::vector<T>> RandomRows(Rng* rng, int64_t dim, bool any_pattern) {
-  std::vector<std::vector<T>> rows;
-  for (int row = 0; row < 50; ++row) {
-    rows.push_back(any_pattern ? RandomPatterns<T>(rng, dim) : RandomValues<T>(rng, dim));
-  }
-  return rows;
-}
-
-template <typename T>
-void TestReducers() {
-  Rng rng(1);
-  std::vector<int64_t> dims(41);
-  std::iota(dims.begin(), dims.end(), 0);
-  dims.insert(dims.end(), {64, 65, 96, 128, 129, 200});
-  for (const int64_t dim : dims) {
-    for (const bool any_pattern : {false, true}) {
-      const std::vector<std::vector<T>> storage = RandomRows<T>(&rng, dim, any_pattern);
-      for (int64_t count = 0; count <= 40; ++count) {
-        Reduction<T> reduction{{}, {}, count, dim, 1};
-        for (int64_t k = count + Below(&rng, 40); k > 0; --k) {
-          reduction.rows.push_back(storage[Below(&rng, storage.size())].data());
-        }
-        for (const bool weighted : {false, true}) {
-          if (weighted) reduction.weights = RandomValues<Accumulator<T>>(&rng, count);
-          for (const double divisor : {1.0, 0.0, Uniform(&rng, 0.5, 9), -3.0}) {
-            reduction.divisor = static_cast<Accumulator<T>>(divisor);
-            const std::vector<T> portable = reduction.Run(Isa::kPortable);
-            if (!any_pattern) CheckNearNaive(reduction, portable);
-            for (const Isa isa : SupportedIsas()) {
-              CHECK(SameBits(reduction.Run(isa), portable), static_cast<int>(isa), dim, count,
-                    weighted, divisor, any_pattern);
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-// A table may hold infinities and NaN; they stay in their column and are no reason for zeros.
-template <typename T>
-void TestReducersKeepNonFinite() {
-  Rng rng(2);
-  constexpr int64_t kDim = 75;
-  for (int64_t column = 0; column < kDim; ++column) {
-    for (const double value : {kNan, kInfinity, -kInfinity}) {
-      std::vector<T> row = RandomValues<T>(&rng, kDim);
-      row[column] = Narrowed<T>(value);
-      for (const Isa isa : SupportedIsas()) {
-        const std::vector<T> out = Reduction<T>{{row.data()}, {}, 1, kDim, 2}.Run(isa);
-        for (int64_t c = 0; c < kDim; ++c) {
-          CHECK_EQ(std::isfinite(Widen(out[c])), c != column, c, static_cast<int>(isa));
-        }
-        CHECK_EQ(std::isnan(Widen(out[column])), std::isnan(value), static_cast<int>(isa));
-      }
-    }
-  }
-}
 
 // -------------------------------------------------------------------------------------- bags
 
@@ -637,20 +467,10 @@ void TestBags() {
   TestWeightGradWithoutDivisor<T, Id>();
 }
 
-template <typename T>
-void TestRowReducers() {
-  TestReducers<T>();
-  TestReducersKeepNonFinite<T>();
-}
-
 }  // namespace
 }  // namespace tfrec
 
 int main() {
-  tfrec::TestRowReducers<float>();
-  tfrec::TestRowReducers<double>();
-  tfrec::TestRowReducers<tfrec::Half>();
-  tfrec::TestRowReducers<tfrec::BFloat16>();
   tfrec::TestDivisors();
   tfrec::TestRowSplits();
   // Types of rows and of ids do not interact: each one once is enough.
