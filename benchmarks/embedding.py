@@ -58,38 +58,50 @@ def make_rivals(rows, dim, ids):
     }
 
 
-def forward_and_backward(variable, forward, grads):
-    """The pooled rows, and the gradient as an optimizer gets it."""
+def forward_and_backward(variable, forward, grads, coalesce):
+    """The pooled rows, and the gradient as it comes or with each id once."""
 
     @tf.function
     def step():
         with tf.GradientTape() as tape:
             pooled = forward()
         gradient = tape.gradient(pooled, variable, output_gradients=grads)
-        return pooled, gradient.indices, gradient.values
+        if not coalesce:
+            return pooled, gradient.indices, gradient.values
+        unique = tf.unique(gradient.indices)
+        rows = tf.size(unique.y)
+        return pooled, unique.y, tf.math.unsorted_segment_sum(gradient.values, unique.idx, rows)
 
-    return step
+    return step.get_concrete_function()
 
 
 def compare(rows, dim, batch, hotness, skew, rounds):
     """Runs and prints one comparison."""
     ids = draw_ids(rows, (batch, hotness), skew)
     grads = tf.random.stateless_normal((batch, dim), seed=(0, 2))
-    forwards, steps = {}, {}
-    for name, (variable, forward) in make_rivals(rows, dim, ids).items():
-        forwards[name] = tf.function(forward)
-        steps[name] = forward_and_backward(variable, forward, grads)
+    rivals = make_rivals(rows, dim, ids)
+    for variable, _ in rivals.values():
         variable.scatter_sub(tf.IndexedSlices(tf.zeros((1, dim)), [0]))
+    # Stock gradients of a gather have an entry for each lookup, and leave it to the optimizer to
+    # sum them. Only with that sum do all rivals do the same work.
+    is_coalesced = {OURS, "tf.nn.embedding_lookup_sparse"}
+    kinds = {
+        "forward": {name: tf.function(forward) for name, (_, forward) in rivals.items()},
+        "forward + backward": {
+            name: forward_and_backward(*rival, grads, False) for name, rival in rivals.items()
+        },
+        "forward + backward, gradient coalesced": {
+            name: forward_and_backward(*rival, grads, name not in is_coalesced)
+            for name, rival in rivals.items()
+        },
+    }
     size = f"{rows:,} x {dim} rows, {batch} x {hotness} ids, {skew}"
-    for title, rivals in (("forward", forwards), ("forward + backward", steps)):
-        timings = _harness.take_turns(rivals, rounds)
+    for title, runs in kinds.items():
+        timings = _harness.take_turns(runs, rounds)
         _harness.print_table(f"{title}: {size}, median of {rounds} rounds", OURS, timings)
-        stock = min(
-            _harness.ratios(timings[OURS], timing)[0]
-            for name, timing in timings.items()
-            if name != OURS
-        )
-        print(f"{title} against the best of the others: {stock:.2f}x")
+        others = [timing for name, timing in timings.items() if name != OURS]
+        best = min(_harness.ratios(timings[OURS], timing)[0] for timing in others)
+        print(f"{title} against the best of the others: {best:.2f}x")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ def test_prints_every_rival_and_both_verdicts():
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    for title in ("forward", "forward + backward"):
+    kinds = ("forward", "forward + backward", "forward + backward, gradient coalesced")
+    for title in kinds:
         assert f"{title}: 500 x 8 rows, 16 x 4 ids, uniform" in run.stdout
         assert f"{title} against the best of the others:" in run.stdout
     for rival in ("gather_reduce", "reduce_sum", "embedding_lookup_sparse", "layers.Embedding"):
