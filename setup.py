@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,17 @@ class BuildOps(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         try:
             flags = tensorflow_flags()
-            # Never fused, so that all instruction sets return the same bits.
-            command = [os.environ.get("CXX", "g++"), "-O3", "-fPIC", "-shared", "-ffp-contract=off"]
-            # TensorFlow's headers are full of warnings, and none of them is ours.
-            command += ["-w", "-I.", *SOURCES, *flags["compile"], *flags["link"]]
+            command = [*shlex.split(os.environ.get("CXX") or "g++"), "-O3", "-fPIC", "-shared"]
+            # Never fused, so that all instruction sets return the same bits; and TensorFlow's
+            # headers are full of warnings, none of which is ours.
+            command += [
+                "-ffp-contract=off",
+                "-w",
+                "-I.",
+                *SOURCES,
+                *flags["compile"],
+                *flags["link"],
+            ]
             subprocess.run([*command, "-o", str(library.absolute())], cwd=ROOT, check=True)
             info.write_text(json.dumps({"tensorflow": flags["version"]}) + "\n")
         except (OSError, subprocess.CalledProcessError, RuntimeError) as error:

@@ -15,7 +15,7 @@ OPTIONAL = {
 
 
 def run(code, **environment):
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]  # what is installed, not this tree
     env = {"PATH": "/usr/bin:/bin", "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=env)
 

@@ -19,7 +19,7 @@ REQUIREMENT = "tensorflow>=2.20,<2.21"
 
 
 def installed_tensorflow():
-    """Returns the site-packages folder that holds TensorFlow, or None."""
+    """Returns the site-packages folder that holds a TensorFlow of the right minor, or None."""
     # pip builds with the interpreter of the invoking environment and hides its packages; other
     # front ends name that environment in VIRTUAL_ENV. Last come the packages of the build itself.
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -28,7 +28,9 @@ def installed_tensorflow():
         folders.append(Path(os.environ["VIRTUAL_ENV"], "lib", version, "site-packages"))
     folders += [path for path in sys.path if path]
     for folder in folders:
-        if Path(folder, "tensorflow", "include").is_dir():
+        found = [*Path(folder).glob("tensorflow-2.20.*.dist-info")]
+        found += Path(folder).glob("tensorflow_cpu-2.20.*.dist-info")
+        if found and Path(folder, "tensorflow", "include").is_dir():
             return str(folder)
     return None
 
@@ -37,7 +39,7 @@ def tensorflow_flags():
     """Returns TensorFlow's version and the flags to compile and link an op library with it."""
     folder = installed_tensorflow()
     if folder is None:
-        raise RuntimeError("TensorFlow is not installed")
+        raise RuntimeError(f"{REQUIREMENT} is not installed")
     question = (
         "import json, sys; sys.path.insert(0, sys.argv[1]); import tensorflow as tf; "
         "print('FLAGS' + json.dumps({'version': tf.__version__, "

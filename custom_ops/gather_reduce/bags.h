@@ -63,7 +63,7 @@ Fault FindFault(const Bags<Id>& bags, int64_t rows, const Weight* weights) {
 }
 
 // What a bag's weighted sum is divided by: 1, sum(w) or sqrt(sum(w^2)). A bag without a divisor
-// (empty, or weights that cancel) is a zero row, as in `tf.nn.safe_embedding_lookup_sparse`.
+// (empty, weights that cancel, squares that leave the range of the type) is a zero row.
 template <typename Weight>
 class DivisorSum {
  public:

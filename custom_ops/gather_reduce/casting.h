@@ -91,6 +91,8 @@ void ReduceSegments(const PackedPairs& pairs, const int64_t* starts, const T* gr
   using Weight = Accumulator<T>;
   constexpr int64_t kChunkPairs = 4096;
   const bool weighted = casted.weights || casted.divisors;
+  // Stands in for the gradient of a bag without a divisor, which may be infinite or NaN.
+  const std::vector<T> zeros(casted.divisors ? dim : 0);
   std::vector<const T*> rows;
   std::vector<Weight> factors;
   while (first < last) {
@@ -107,6 +109,7 @@ void ReduceSegments(const PackedPairs& pairs, const int64_t* starts, const T* gr
       if (!weighted) continue;
       const Weight weight = casted.weights ? casted.weights[payload] : Weight{1};
       const Weight divisor = casted.divisors ? casted.divisors[bag] : Weight{1};
+      if (divisor == 0) rows[i] = zeros.data();
       factors[i] = divisor == 0 ? Weight{0} : weight / divisor;
     }
     for (int64_t segment = first; segment < chunk_end; ++segment) {

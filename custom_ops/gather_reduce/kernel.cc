@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
@@ -244,9 +245,15 @@ class GatherReduceOp final : public TableKernel<T, Id> {
                              const Bags<Id>& bags) override {
     const Weight* weights;
     TF_RETURN_IF_ERROR(this->ReadWeights(ctx, weighted_, &weights));
+    TensorShape shape;
+    TF_RETURN_IF_ERROR(TensorShape::BuildTensorShape({bags.count, table.dim}, &shape));
     Tensor* output = nullptr;
-    TF_RETURN_IF_ERROR(ctx->allocate_output(0, TensorShape({bags.count, table.dim}), &output));
+    TF_RETURN_IF_ERROR(ctx->allocate_output(0, shape, &output));
     Stored* out = CoreData<T>(output);
+    if (bags.lookups == 0) {  // the bags may be more than can be counted
+      std::fill_n(out, output->NumElements(), Stored{});
+      return absl::OkStatus();
+    }
     std::atomic<bool> ok{true};
     const int64_t lookups_per_bag = 1 + bags.lookups / std::max<int64_t>(1, bags.count);
     ParallelFor(ctx, bags.count, lookups_per_bag * LookupCost<T>(table.dim),
@@ -283,6 +290,7 @@ class GatherReduceWeightGradOp final : public TableKernel<T, Id> {
     }
     Tensor* output = nullptr;
     TF_RETURN_IF_ERROR(ctx->allocate_output(0, ctx->input(1).shape(), &output));
+    if (bags.lookups == 0) return absl::OkStatus();
     Weight* out = output->flat<Weight>().data();
     std::atomic<bool> ok{true};
     const int64_t lookups_per_bag = 1 + bags.lookups / std::max<int64_t>(1, bags.count);
@@ -317,6 +325,7 @@ class GatherReduceGradOp final : public BagKernel<T, Id> {
     TF_RETURN_IF_ERROR(this->ReadBags(ctx, &bags));
     TF_RETURN_IF_ERROR(this->ReadWeights(ctx, weighted_, &weights));
     TF_RETURN_IF_ERROR(this->CheckGrads(grads, bags.count));
+    if (bags.lookups == 0) bags.count = 0;  // the bags may be more than can be counted
 
     Tensor pairs_buffer, scratch_buffer, starts_buffer;
     PackedPairs pairs;
@@ -330,7 +339,9 @@ class GatherReduceGradOp final : public BagKernel<T, Id> {
     Tensor* values = nullptr;
     const int64_t dim = grads.dim_size(1);
     TF_RETURN_IF_ERROR(ctx->allocate_output(0, TensorShape({segments}), &unique_ids));
-    TF_RETURN_IF_ERROR(ctx->allocate_output(1, TensorShape({segments, dim}), &values));
+    TensorShape values_shape;
+    TF_RETURN_IF_ERROR(TensorShape::BuildTensorShape({segments, dim}, &values_shape));
+    TF_RETURN_IF_ERROR(ctx->allocate_output(1, values_shape, &values));
     Id* unique = unique_ids->flat<Id>().data();
     for (int64_t u = 0; u < segments; ++u) unique[u] = static_cast<Id>(pairs.Key(starts[u]));
 

@@ -23,10 +23,6 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
-constexpr char kBagAttrs[] = "combiner: {'sum', 'mean', 'sqrtn'} = 'sum'";
-// The smallest int64 stands for "no padding id": it can never be the id of a row.
-constexpr char kPaddingAttr[] = "padding_id: int = -9223372036854775808";
-
 // Number of bags, from the two inputs that begin at `ids_index`.
 absl::Status BatchOf(InferenceContext* c, int ids_index, DimensionHandle* batch) {
   const ShapeHandle ids = c->input(ids_index);
@@ -87,35 +83,28 @@ absl::Status WeightGradShape(InferenceContext* c) {
 
 }  // namespace
 
-// Stateful, as ResourceGather is: two reads of one variable may see two values.
+// What all ops of the family take. The smallest int64 stands for "no padding id": it can never be
+// the id of a row.
+#define TFREC_BAG_INPUTS .Input("ids: Tids").Input("row_splits: int64").Input("weights: Tweights")
+#define TFREC_BAG_ATTRS                                   \
+  .Attr("dtype: {half, bfloat16, float, double}")         \
+      .Attr("Tids: {int32, int64}")                       \
+      .Attr("Tweights: {float, double}")                  \
+      .Attr("combiner: {'sum', 'mean', 'sqrtn'} = 'sum'") \
+      .Attr("padding_id: int = -9223372036854775808")
+
+// Stateful, as ResourceGather is: two reads of one variable may see two values. TensorFlow runs the
+// stateful ops on one variable one after another.
 REGISTER_OP("TfrecEfficient>ResourceGatherReduce")
-    .Input("table: resource")
-    .Input("ids: Tids")
-    .Input("row_splits: int64")
-    .Input("weights: Tweights")
-    .Output("output: dtype")
-    .Attr("dtype: {half, bfloat16, float, double}")
-    .Attr("Tids: {int32, int64}")
-    .Attr("Tweights: {float, double}")
+    .Input("table: resource") TFREC_BAG_INPUTS.Output("output: dtype") TFREC_BAG_ATTRS
     .Attr("weighted: bool")
-    .Attr(kBagAttrs)
-    .Attr(kPaddingAttr)
     .SetIsStateful()
     .SetShapeFn(ForwardShape<true>)
     .Doc("Pools rows of the variable behind `table`, `(rows, dim)`, into `(batch, dim)`.");
 
 REGISTER_OP("TfrecEfficient>GatherReduce")
-    .Input("table: dtype")
-    .Input("ids: Tids")
-    .Input("row_splits: int64")
-    .Input("weights: Tweights")
-    .Output("output: dtype")
-    .Attr("dtype: {half, bfloat16, float, double}")
-    .Attr("Tids: {int32, int64}")
-    .Attr("Tweights: {float, double}")
+    .Input("table: dtype") TFREC_BAG_INPUTS.Output("output: dtype") TFREC_BAG_ATTRS
     .Attr("weighted: bool")
-    .Attr(kBagAttrs)
-    .Attr(kPaddingAttr)
     .SetShapeFn(ForwardShape<false>)
     .Doc(
         "Pools rows of `table`, `(rows, dim)`, into `(batch, dim)`. "
@@ -123,52 +112,22 @@ REGISTER_OP("TfrecEfficient>GatherReduce")
         "where the table is, else float.");
 
 REGISTER_OP("TfrecEfficient>GatherReduceGrad")
-    .Input("grads: dtype")
-    .Input("ids: Tids")
-    .Input("row_splits: int64")
-    .Input("weights: Tweights")
-    .Output("unique_ids: Tids")
-    .Output("values: dtype")
-    .Attr("dtype: {half, bfloat16, float, double}")
-    .Attr("Tids: {int32, int64}")
-    .Attr("Tweights: {float, double}")
-    .Attr("weighted: bool")
-    .Attr(kBagAttrs)
-    .Attr(kPaddingAttr)
+    .Input("grads: dtype") TFREC_BAG_INPUTS.Output("unique_ids: Tids")
+    .Output("values: dtype") TFREC_BAG_ATTRS.Attr("weighted: bool")
     .SetShapeFn(GradShape)
     .Doc(
         "The coalesced gradient of the table: ids in rising order, each once, and the sum of "
         "what `grads`, `(batch, dim)`, sends to each.");
 
 REGISTER_OP("TfrecEfficient>ResourceGatherReduceWeightGrad")
-    .Input("table: resource")
-    .Input("ids: Tids")
-    .Input("row_splits: int64")
-    .Input("weights: Tweights")
-    .Input("grads: dtype")
-    .Output("weight_grads: Tweights")
-    .Attr("dtype: {half, bfloat16, float, double}")
-    .Attr("Tids: {int32, int64}")
-    .Attr("Tweights: {float, double}")
-    .Attr(kBagAttrs)
-    .Attr(kPaddingAttr)
-    .SetIsStateful()
+    .Input("table: resource") TFREC_BAG_INPUTS.Input("grads: dtype")
+    .Output("weight_grads: Tweights") TFREC_BAG_ATTRS.SetIsStateful()
     .SetShapeFn(WeightGradShape<true>)
     .Doc("The gradient of `weights`, in their shape.");
 
 REGISTER_OP("TfrecEfficient>GatherReduceWeightGrad")
-    .Input("table: dtype")
-    .Input("ids: Tids")
-    .Input("row_splits: int64")
-    .Input("weights: Tweights")
-    .Input("grads: dtype")
-    .Output("weight_grads: Tweights")
-    .Attr("dtype: {half, bfloat16, float, double}")
-    .Attr("Tids: {int32, int64}")
-    .Attr("Tweights: {float, double}")
-    .Attr(kBagAttrs)
-    .Attr(kPaddingAttr)
-    .SetShapeFn(WeightGradShape<false>)
+    .Input("table: dtype") TFREC_BAG_INPUTS.Input("grads: dtype")
+    .Output("weight_grads: Tweights") TFREC_BAG_ATTRS.SetShapeFn(WeightGradShape<false>)
     .Doc("The gradient of `weights`, in their shape.");
 
 }  // namespace tfrec

@@ -22,6 +22,7 @@ def test_rounding_of_the_fraction():
     assert len(temporal_split([1] * 100, range(100), 0.29)[1]) == 29
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=40), st.floats(0.05, 0.95)
 )

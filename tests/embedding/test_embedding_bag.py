@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -200,6 +202,38 @@ def test_mirrored_strategy(implementation):
     np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
+def test_a_functional_model_with_weights_saves_and_clones(implementation, tmp_path):
+    ids, weights = keras.Input((3,), dtype="int32"), keras.Input((3,))
+    model = keras.Model([ids, weights], tfrec.EmbeddingBag(5, 2, "mean")(ids, weights))
+    w = np.random.default_rng(0).random(IDS.shape)
+    model.save(tmp_path / "m.keras")
+    revived = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(revived([IDS, w]), model([IDS, w]))
+    assert keras.models.clone_model(model)([IDS, w]).shape == (2, 2)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32"])
+def test_small_integers(implementation, dtype):
+    layer = tfrec.EmbeddingBag(5, 2)
+    np.testing.assert_array_equal(layer(IDS.astype(dtype)), layer(IDS))
+
+
+def test_a_numpy_padding_id_is_a_number_in_the_config():
+    config = tfrec.EmbeddingBag(5, 2, padding_id=np.int64(3)).get_config()
+    assert json.loads(json.dumps(config))["padding_id"] == 3
+
+
+def test_shapes_that_are_known_late(implementation):
+    layer = tfrec.EmbeddingBag(9, 2)
+    unknown = [None, None, None]
+    specs = [tf.TensorSpec(unknown, tf.int64), tf.TensorSpec(unknown, tf.float32)]
+    pool = tf.function(lambda ids, weights: layer(ids, weights), input_signature=specs)
+    ids = np.random.default_rng(0).integers(0, 9, (2, 3, 4))
+    np.testing.assert_allclose(pool(ids, np.ones(ids.shape)), layer(ids), rtol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`weights` must have the shape"):
+        pool(ids, np.ones((3, 2, 4)))
+
+
 # ---- Bad arguments -------------------------------------------------------------------------------
 
 
@@ -218,6 +252,19 @@ def test_mirrored_strategy(implementation):
 def test_bad_constructor_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         tfrec.EmbeddingBag(**{"input_dim": 5, "output_dim": 2, **kwargs})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "spec", "message"),
+    [
+        ({}, {"shape": (None,), "dtype": "string"}, "put `keras.layers.StringLookup`"),
+        ({"input_dim": 2**24 + 1}, {"shape": (None,), "dtype": "float32"}, "rows apart"),
+        ({"combiner": None}, {"shape": (9,), "dtype": "int64", "sparse": True}, "Sparse `ids`"),
+    ],
+)
+def test_bad_symbolic_inputs(kwargs, spec, message):
+    with pytest.raises(ValueError, match=message):
+        tfrec.EmbeddingBag(**{"input_dim": 5, "output_dim": 2, **kwargs})(keras.Input(**spec))
 
 
 def test_bad_calls(implementation):

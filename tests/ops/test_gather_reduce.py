@@ -39,17 +39,27 @@ def slow_gather_reduce(table, bags, weights, combiner, padding_id):
 
 
 def slow_gradients(table, bags, weights, combiner, padding_id, grads):
-    """Rows and weights get what the chain rule sends them, by central differences of the above."""
-    step = 1e-6
+    """Rows get what the chain rule sends them; weights, central differences of the above."""
+    arguments = (combiner, padding_id)
     row_grads = np.zeros(np.shape(table))
-    for i, c in itertools.product(*map(range, row_grads.shape)):
-        up, down = np.array(table, np.float64), np.array(table, np.float64)
-        up[i, c] += step
-        down[i, c] -= step
-        difference = slow_gather_reduce(up, bags, weights, combiner, padding_id)
-        difference -= slow_gather_reduce(down, bags, weights, combiner, padding_id)
-        row_grads[i, c] = np.sum(difference * grads) / (2 * step)
-    return row_grads
+    for b, i in itertools.product(range(len(bags)), range(len(table))):
+        # The result is linear in the table: what one row of ones gives is the slope.
+        one_row = np.zeros((len(table), 1))
+        one_row[i] = 1.0
+        bag_weights = [weights[b]] if weights else None
+        row_grads[i] += (
+            slow_gather_reduce(one_row, [bags[b]], bag_weights, *arguments)[0] * grads[b]
+        )
+    weight_grads = []
+    for b, bag in enumerate(bags if weights else []):
+        for k in range(len(bag)):
+            up, down = ([list(w) for w in weights] for _ in range(2))
+            up[b][k] += 1e-6
+            down[b][k] -= 1e-6
+            difference = slow_gather_reduce(table, [bag], [up[b]], *arguments)
+            difference -= slow_gather_reduce(table, [bag], [down[b]], *arguments)
+            weight_grads.append(np.sum(difference * grads[b]) / 2e-6)
+    return row_grads, weight_grads
 
 
 # ---- One call of the harness: result, gradient of both arguments, bad input ----------------------
@@ -149,7 +159,7 @@ def test_flat_positions_in_errors_of_ragged_ids(implementation):
         (as_sparse([[0]], "int64"), [[1.0]], "`weights` must be a tf.sparse.SparseTensor"),
         ([[0]], as_ragged([[1.0]], "float32"), "`weights` must be a dense tensor"),
         (as_ragged([[0, 1], []], "int64"), as_ragged([[1.0], [2.0]], "float32"), "the row splits"),
-        (as_sparse([[0, 1], []], "int64"), as_sparse([[1.0], [2.0]], "float32"), "the indices of"),
+        (as_sparse([[0, 1], []], "int64"), as_sparse([[1.0], [2.0]], "float32"), "the indices and"),
         (tf.ragged.constant([[[0], [1]]]), None, "ragged rank 1"),
         (tf.SparseTensor([[1, 0], [0, 0]], [1, 1], [2, 1]), None, "use `tf.sparse.reorder`"),
         (tf.SparseTensor([[0, 0, 0]], [1], [1, 1, 1]), None, "Sparse `ids` must have rank 2"),
@@ -243,17 +253,70 @@ def test_two_lookups_of_one_table_accumulate(implementation):
     assert dense.numpy().tolist() == [[1.0] * 2, [11.0] * 2, [10.0] * 2, [0.0] * 2]
 
 
-def test_uninitialized_variable_is_refused():
-    with pytest.raises((tf.errors.FailedPreconditionError, tf.errors.NotFoundError)):
-        handle = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[4, 2])
-        tfrec.ops._loader.load().tfrec_efficient_resource_gather_reduce(
-            table=handle,
-            ids=[[0]],
-            row_splits=tf.zeros([0], tf.int64),
-            weights=tf.zeros([0]),
-            dtype=tf.float32,
-            weighted=False,
+def test_a_keras_variable_is_not_cast_whole_in_a_mixed_precision_layer(implementation):
+    class Pools(keras.layers.Layer):
+        def build(self, shape):
+            self.table = self.add_weight(shape=(4, 2), initializer="ones")
+
+        def call(self, ids):
+            return tfrec.ops.gather_reduce(self.table, ids)
+
+    layer = Pools(dtype="mixed_float16")
+    assert layer(np.array([[0, 1]])).dtype == tf.float32
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec([2, 2], tf.int64)).graph
+    assert "ReadVariableOp" not in {operation.type for operation in graph.get_operations()}
+
+
+def test_a_variable_that_replicas_sum_up(implementation):
+    """Only the strategy knows its value, which is no single variable's."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        table = tf.Variable(
+            tf.ones((2, 1)),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
         )
+    strategy.run(lambda: table.assign(tf.ones((2, 1))))
+    expected = tf.reduce_sum(tf.gather(table, [[0, 1]]), 1)
+    np.testing.assert_array_equal(tfrec.ops.gather_reduce(table, [[0, 1]]), expected)
+
+
+def test_a_result_too_large_to_have_a_shape_is_an_error(implementation):
+    with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.ResourceExhaustedError)):
+        tfrec.ops.gather_reduce(tf.zeros((0, 2**40)), tf.zeros((2**40, 0), tf.int64))
+
+
+def test_a_cancelled_bag_stops_gradients_that_are_not_finite(implementation):
+    table = tf.Variable(TABLE)
+    with tf.GradientTape() as tape:
+        pooled = tfrec.ops.gather_reduce(table, [[0, 1]], [[1.0, -1.0]], "mean")
+    gradient = tape.gradient(pooled, table, output_gradients=tf.constant([[np.nan, np.inf]]))
+    np.testing.assert_array_equal(gradient.values, np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("through", ["map", "while_loop", "jacobian"])
+def test_works_inside_other_machinery(implementation, through):
+    table = tf.Variable(TABLE)
+    if through == "map":
+        data = tf.data.Dataset.from_tensors([[0, 1]]).map(
+            lambda ids: tfrec.ops.gather_reduce(tf.constant(TABLE), ids)
+        )
+        assert next(iter(data)).numpy().tolist() == [[3.0, 30.0]]
+    elif through == "while_loop":
+        with tf.GradientTape() as tape:
+            total = tf.while_loop(
+                lambda i, _: i < 3,
+                lambda i, x: (i + 1, x + tfrec.ops.gather_reduce(table, [[i]])),
+                (tf.constant(0), tf.zeros((1, 2))),
+            )[1]
+        dense = tf.convert_to_tensor(tape.gradient(total, table))
+        assert dense.numpy().tolist() == [[1.0] * 2] * 3 + [[0.0] * 2]
+    else:
+        with tf.GradientTape(persistent=True) as tape:
+            pooled = tfrec.ops.gather_reduce(table, [[0, 1]])
+        jacobian = tape.jacobian(pooled, table, experimental_use_pfor=False)
+        assert jacobian.shape == (1, 2, 4, 2)
 
 
 COPY_PROBE = """
@@ -283,7 +346,7 @@ print("MEGABYTES", small, copied)
 
 def test_a_variable_is_read_without_copying_it(implementation):
     run = subprocess.run(
-        [sys.executable, "-c", COPY_PROBE], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", COPY_PROBE], capture_output=True, text=True, check=True
     )
     small, copied = map(float, run.stdout.split("MEGABYTES")[1].split())
     assert small < 16
@@ -374,10 +437,12 @@ def check_against_the_formula(problem):
     arguments = {"combiner": problem["combiner"], "padding_id": problem["padding_id"]}
     grads = rng.integers(-2, 3, (len(bags), problem["shape"][1])).astype("float64")
     with tf.GradientTape() as tape:
-        tape.watch(table)
+        flat_weights = None if w is None else getattr(w, "flat_values", w)
+        sources = [table] if w is None else [table, flat_weights]
+        tape.watch(sources)
         result = tfrec.ops.gather_reduce(table, ids, w, **arguments)
         loss = tf.reduce_sum(tf.cast(result, tf.float64) * grads)
-    gradient = tape.gradient(loss, table)
+    gradient, *weight_gradients = tape.gradient(loss, sources)
 
     tolerance = TOLERANCE[dtype]
     expected = slow_gather_reduce(values, bags, weights, **arguments)
@@ -387,10 +452,22 @@ def check_against_the_formula(problem):
     )
     kept = sorted({i for bag in bags for i in bag if i != problem["padding_id"]})
     assert gradient.indices.numpy().tolist() == kept
-    if dtype == "float64":
-        oracle = slow_gradients(values, bags, weights, grads=grads, **arguments)
-        dense = tf.convert_to_tensor(gradient).numpy()
-        np.testing.assert_allclose(dense, oracle, 1e-6, 1e-6, err_msg=str(problem))
+    row_oracle, weight_oracle = slow_gradients(values, bags, weights, grads=grads, **arguments)
+    np.testing.assert_allclose(
+        tf.cast(tf.convert_to_tensor(gradient), tf.float64),
+        row_oracle,
+        tolerance,
+        tolerance * 10,
+        err_msg=str(problem),
+    )
+    if weights is not None:
+        np.testing.assert_allclose(
+            tf.reshape(weight_gradients[0], [-1]),
+            weight_oracle,
+            1e-3,
+            tolerance * 10 + 1e-4,
+            err_msg=str(problem),
+        )
 
 
 @hypothesis.given(problems())
@@ -460,6 +537,50 @@ def check_native_and_reference_agree(problem):
         assert native == reference
     else:
         np.testing.assert_allclose(native, reference, 1e-5, 1e-6)
+
+
+if "native" in implementations():
+
+    def test_uninitialized_variable_is_refused():
+        with pytest.raises((tf.errors.FailedPreconditionError, tf.errors.NotFoundError)):
+            handle = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[4, 2])
+            tfrec.ops._loader.load().tfrec_efficient_resource_gather_reduce(
+                table=handle,
+                ids=[[0]],
+                row_splits=tf.zeros([0], tf.int64),
+                weights=tf.zeros([0]),
+                dtype=tf.float32,
+                weighted=False,
+            )
+
+    def test_a_second_derivative_says_that_there_is_none():
+        table = tf.Variable(TABLE)
+        grads = tf.Variable([[1.0, 1.0]])
+        with use("native"), tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                pooled = tfrec.ops.gather_reduce(table, [[0, 1]])
+            first = inner.gradient(pooled, table, output_gradients=tf.identity(grads))
+        with pytest.raises(LookupError, match="can be differentiated once"):
+            outer.gradient(first.values, grads)
+
+    def test_the_gradient_of_weights_is_computed_only_on_demand():
+        table = tf.Variable(TABLE)
+
+        @tf.function
+        def step(ids, weights, watch):
+            with tf.GradientTape() as tape:
+                if watch:
+                    tape.watch(weights)
+                pooled = tfrec.ops.gather_reduce(table, ids, weights)
+            return tape.gradient(pooled, [table, weights] if watch else table)
+
+        for watch in (False, True):
+            with use("native"):
+                graph = step.get_concrete_function(
+                    tf.TensorSpec([2, 2], tf.int64), tf.TensorSpec([2, 2]), watch
+                ).graph
+            operations = {operation.type for operation in graph.get_operations()}
+            assert ("TfrecEfficient>ResourceGatherReduceWeightGrad" in operations) == watch
 
 
 if len(implementations()) == 2:  # else TFREC_OPS forces one, and there is nothing to compare

@@ -42,3 +42,29 @@ def test_a_transform_without_a_seed_is_found():
 def test_each_vice_is_found(transform, expected, message):
     with pytest.raises(AssertionError, match=message):
         run(transform, expected)
+
+
+def test_ragged_and_sparse_elements():
+    ragged = tf.ragged.constant([[1, 2], [], [3]])
+    for rows in (ragged, ragged.to_sparse()):
+        dataset = tf.data.Dataset.from_tensors(rows)
+        run_dataset_transform_test(lambda ds: ds, dataset, [rows])
+    with pytest.raises((AssertionError, ValueError)):
+        run_dataset_transform_test(
+            lambda ds: ds, tf.data.Dataset.from_tensors(ragged), [tf.ragged.constant([[1, 2], [3]])]
+        )
+
+
+def test_other_elements_in_a_graph_are_found():
+    def fickle(dataset):
+        offset = tf.Variable(0, dtype=tf.int64)
+        kept.append(offset)
+
+        def count(x):
+            return x + offset.assign_add(1) // 11  # right in both eager passes of five elements
+
+        return dataset.map(count)
+
+    kept = []
+    with pytest.raises(AssertionError):
+        run(fickle, [0, 1, 2, 3, 4])

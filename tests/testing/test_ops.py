@@ -12,7 +12,7 @@ from tfrec_efficient.testing.ops import implementations
 def square(x, offset):
     if isinstance(offset, str):
         raise ValueError("`offset` must be a number")
-    return x * x + offset
+    return x * x + tf.cast(offset, x.dtype)
 
 
 def run(op, expected=5.0, bad=()):
@@ -68,3 +68,32 @@ def test_implementation_restores_the_environment(monkeypatch):
         raise RuntimeError
     assert "TFREC_OPS" not in os.environ
     assert np.all(np.isin(implementations(), ["native", "python"]))
+
+
+def test_an_op_that_is_wrong_in_float32_is_found():
+    def op(x, offset):
+        return square(x, offset) if x.dtype == tf.float64 else 0.0 * x
+
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        run(op)
+
+
+if len(implementations()) == 2:
+
+    def test_another_dtype_of_one_implementation_is_found():
+        def op(x, offset):
+            result = square(x, tf.cast(offset, x.dtype))
+            return result if os.environ["TFREC_OPS"] == "native" else tf.cast(result, tf.float64)
+
+        with pytest.raises(AssertionError, match="differ in dtype or static shape"):
+            run(op)
+
+    def test_another_static_shape_of_one_implementation_is_found():
+        def op(x, offset):
+            result = square(x, tf.cast(offset, x.dtype))[tf.newaxis]
+            if os.environ["TFREC_OPS"] == "native":
+                return result
+            return tf.boolean_mask(result, [True])
+
+        with pytest.raises(AssertionError, match="differ in dtype or static shape"):
+            run(op, expected=[5.0])

@@ -12,6 +12,8 @@ from tfrec_efficient.ops.gather_reduce import gather_reduce
 
 # Whole numbers up to here are exact in a floating point dtype, and beyond it ids would collide.
 _EXACT_UP_TO = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24, "float64": 2**53}
+_SPARSE_NEEDS_COMBINER = "Sparse `ids` need a combiner. Received: combiner=None"
+_SMALL_INTEGERS = (tf.int8, tf.int16, tf.uint8, tf.uint16, tf.uint32)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_efficient")
@@ -24,7 +26,7 @@ class EmbeddingBag(keras.layers.Layer):
     become `(..., output_dim)`, and `set_weights` takes what `get_weights` of the other gives.
 
     The table is read in place. `keras.layers.Embedding` copies the whole table at each step once
-    an optimizer has updated it sparsely. The gradient has each row once.
+    an optimizer has updated it sparsely. The gradient of a call has each row once.
 
     Ids are never wrapped or clipped: one outside `[0, input_dim)` is an error, where
     `keras.layers.Embedding` counts negative ids from the end. Quantisation and LoRA of
@@ -43,19 +45,22 @@ class EmbeddingBag(keras.layers.Layer):
             zeros. Defaults to None.
         mask_zero: bool. Without a combiner only: id 0 is masked for the layers that follow, as in
             `keras.layers.Embedding`. Defaults to False.
-        weights: Array of shape `(input_dim, output_dim)` to start from, or None.
+        weights: Array of shape `(input_dim, output_dim)` to start from, or None. Becomes the
+            table, and is not part of the config.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Call arguments:
-        ids: int32 or int64 tensor, or a `tf.RaggedTensor` of rank 2, or (with a combiner) a
+        ids: Tensor of integers, or a `tf.RaggedTensor` of rank 2, or (with a combiner) a
             `tf.sparse.SparseTensor` of rank 2. Whole numbers in a floating point dtype, which is
             what `keras.Sequential` passes on, are accepted where that dtype is exact up to
             `input_dim`.
         weights: Floating point tensor like `ids`, or None. Needs a combiner.
 
     Raises:
+        tf.errors.InvalidArgumentError: An id is out of range or a weight is not finite. The
+            position it names is that in the ids as `(bags, hotness)`, which is `(ids, 1)` without
+            a combiner.
         ValueError: An argument breaks a rule above.
-        tf.errors.InvalidArgumentError: An id is out of range or a weight is not finite.
 
     Example:
     >>> import numpy as np
@@ -106,7 +111,7 @@ class EmbeddingBag(keras.layers.Layer):
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
-        self.padding_id = padding_id
+        self.padding_id = None if padding_id is None else int(padding_id)
         self.mask_zero = mask_zero
         self.supports_masking = mask_zero
         self.supports_jit = False  # XLA cannot compile custom ops
@@ -144,27 +149,25 @@ class EmbeddingBag(keras.layers.Layer):
         return gather_reduce(self.embeddings, ids, weights, self.combiner or "sum", self.padding_id)
 
     def _pool_last_axis(self, ids: tf.Tensor, weights: Any) -> tf.Tensor:
-        if ids.shape.rank is not None and ids.shape.rank < 2:
-            raise ValueError(
-                "`ids` must have rank 2 or more, `(..., hotness)`, with a combiner. "
-                f"Received: shape {ids.shape}"
-            )
+        self._check_rank(ids)
+        shape = tf.shape(ids)
+        checks = []
         if weights is not None:
             weights = tf.convert_to_tensor(weights)
+            message = "`weights` must have the shape of `ids`"
             if not weights.shape.is_compatible_with(ids.shape):
-                raise ValueError(
-                    f"`weights` must have the shape of `ids`, {ids.shape}. "
-                    f"Received: shape {weights.shape}"
-                )
-            weights = tf.reshape(weights, tf.concat([[-1], tf.shape(weights)[-1:]], 0))
-        shape = tf.shape(ids)
-        pooled = self._pool(tf.reshape(ids, [tf.reduce_prod(shape[:-1]), shape[-1]]), weights)
+                raise ValueError(f"{message}, {ids.shape}. Received: shape {weights.shape}")
+            checks.append(tf.debugging.assert_equal(tf.shape(weights), shape, message))
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            bags = tf.concat([[tf.reduce_prod(shape[:-1])], shape[-1:]], 0)
+        weights = None if weights is None else tf.reshape(weights, bags)
+        pooled = self._pool(tf.reshape(ids, bags), weights)
         pooled = tf.reshape(pooled, tf.concat([shape[:-1], [self.output_dim]], 0))
         return tf.ensure_shape(pooled, ids.shape[:-1].concatenate(self.output_dim))
 
     def _look_up(self, ids: Any) -> Any:
         if isinstance(ids, tf.SparseTensor):
-            raise ValueError("Sparse `ids` need a combiner. Received: combiner=None")
+            raise ValueError(_SPARSE_NEEDS_COMBINER)
         if isinstance(ids, tf.RaggedTensor):
             return ids.with_flat_values(self._look_up(ids.flat_values))
         rows = self._pool(tf.reshape(ids, [-1, 1]), None)
@@ -174,19 +177,34 @@ class EmbeddingBag(keras.layers.Layer):
     def _whole_numbers(self, ids: Any) -> Any:
         if not isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
             ids = tf.convert_to_tensor(ids)
-        exact_up_to = _EXACT_UP_TO.get(ids.dtype.name)
-        if exact_up_to is None:
-            return ids
-        if self.input_dim > exact_up_to:
-            raise ValueError(
-                f"`ids` of dtype {ids.dtype.name} cannot tell the {self.input_dim} rows apart. "
-                'Pass integers: declare the input as `keras.Input(shape, dtype="int64")`.'
-            )
+        self._check_dtype(ids)
+        if not ids.dtype.is_floating:
+            return tf.cast(ids, tf.int64) if ids.dtype in _SMALL_INTEGERS else ids
         values = ids if isinstance(ids, tf.Tensor) else ids.values
         with tf.control_dependencies(
             [tf.debugging.assert_equal(values, tf.floor(values), "`ids` must be whole numbers.")]
         ):
             return tf.cast(ids, tf.int64)
+
+    def _check_rank(self, ids: Any) -> None:
+        if len(ids.shape) < 2:
+            raise ValueError(
+                "`ids` must have rank 2 or more, `(..., hotness)`, with a combiner. "
+                f"Received: shape {tuple(ids.shape)}"
+            )
+
+    def _check_dtype(self, ids: Any) -> None:
+        dtype = keras.backend.standardize_dtype(ids.dtype)
+        if dtype in ("string", "bool"):
+            raise ValueError(
+                "`ids` must be integers; for strings, put `keras.layers.StringLookup` or "
+                f"`keras.layers.Hashing` before this layer. Received: dtype {dtype}"
+            )
+        if self.input_dim > _EXACT_UP_TO.get(dtype, self.input_dim):
+            raise ValueError(
+                f"`ids` of dtype {dtype} cannot tell the {self.input_dim} rows apart. "
+                'Pass integers: declare the input as `keras.Input(shape, dtype="int64")`.'
+            )
 
     def compute_mask(self, ids: Any, mask: Any = None) -> Any:
         return keras.ops.not_equal(ids, 0) if self.mask_zero else None
@@ -196,11 +214,11 @@ class EmbeddingBag(keras.layers.Layer):
         return (*kept, self.output_dim)
 
     def compute_output_spec(self, ids: Any, weights: Any = None) -> Any:
-        if self.combiner is not None and len(ids.shape) < 2:
-            raise ValueError(
-                "`ids` must have rank 2 or more, `(..., hotness)`, with a combiner. "
-                f"Received: shape {ids.shape}"
-            )
+        self._check_dtype(ids)
+        if self.combiner is not None:
+            self._check_rank(ids)
+        elif getattr(ids, "sparse", False):
+            raise ValueError(_SPARSE_NEEDS_COMBINER)
         return keras.KerasTensor(
             self.compute_output_shape(ids.shape),
             dtype=self.compute_dtype,

@@ -12,6 +12,15 @@ import tensorflow as tf
 _LIBRARY = Path(__file__).with_name("libtfrec_ops.so")
 _BUILD_INFO = Path(__file__).with_name("libtfrec_ops.json")
 
+# In a checkout that the package was not installed from in place, Python finds the source first.
+_WHY_ABSENT = (
+    f" Python found the package in the checkout {Path(__file__).parents[2]}: run from another "
+    "folder, or install it in place with `pip install -e .`."
+    if Path(__file__).parents[2].joinpath("setup.py").exists()
+    else " No C++ compiler worked when it was built: install g++, then run "
+    "`pip install --force-reinstall --no-deps .` in a checkout of the source."
+)
+
 _REMEDY = (
     "Build the ops again for the TensorFlow that is installed now, from a checkout of the source: "
     "`pip install --force-reinstall --no-deps .`. Or set TFREC_OPS=python to work without them."
@@ -28,28 +37,27 @@ def library_path() -> str:
         ImportError: The package was installed without the native library.
     """
     if not _LIBRARY.exists():
-        raise ImportError(
-            "The native ops of tfrec_efficient are not installed: no C++ compiler worked when the "
-            "package was built. Install g++, then run `pip install --force-reinstall --no-deps .` "
-            "in a checkout of the source."
-        )
+        raise ImportError("The native ops of tfrec_efficient are not installed." + _WHY_ABSENT)
     return str(_LIBRARY)
 
 
 def load_all() -> None:
-    """Registers every native op with TensorFlow.
+    """Registers the native ops with TensorFlow, wherever native ops are used.
 
     A SavedModel names its ops, it does not carry them: call this before `tf.saved_model.load`
-    where nothing else of this package has run yet. Calling it twice is harmless.
+    where nothing else of this package has run yet. Calling it twice is harmless. Where the
+    references are used, because the native library is not installed or `TFREC_OPS=python`, there
+    is nothing to register, and a model that was saved with native ops does not load.
 
     Raises:
-        ImportError: The native library is not installed, or was built for another TensorFlow.
+        ImportError: The library was built for another TensorFlow, or `TFREC_OPS=native` asks for
+            one that is not installed.
 
     Example:
     >>> import tfrec_efficient as tfrec
-    >>> tfrec.ops.load_all()  # doctest: +SKIP
+    >>> tfrec.ops.load_all()
     """
-    load()
+    native()
 
 
 def native() -> types.ModuleType | None:
@@ -57,7 +65,7 @@ def native() -> types.ModuleType | None:
     mode = os.environ.get("TFREC_OPS", "")
     if mode == "python":
         return None
-    if mode == "native" or (not mode and _LIBRARY.exists()):
+    if mode == "native" or (not mode and _is_installed()):
         return load()
     if mode:
         raise ValueError(
@@ -69,11 +77,15 @@ def native() -> types.ModuleType | None:
 
 
 @functools.cache
+def _is_installed() -> bool:
+    return _LIBRARY.exists()
+
+
+@functools.cache
 def _warn_once() -> None:
     warnings.warn(
         "The native ops of tfrec_efficient are not installed, so its slower pure-TensorFlow "
-        "references are used. Install g++ and reinstall the package to have them; set "
-        "TFREC_OPS=python to silence this warning.",
+        f"references are used; TFREC_OPS=python silences this warning.{_WHY_ABSENT}",
         RuntimeWarning,
         stacklevel=4,
     )

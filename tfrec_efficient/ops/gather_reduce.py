@@ -8,6 +8,7 @@ from typing import Literal
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
 
 # The tape must hear that a variable was read, and reading its handle alone does not tell it.
 # TensorFlow has no public name for this; its own gather does the same.
@@ -87,7 +88,8 @@ def gather_reduce(
         - Kwon, Lee and Rhu, "Tensor Casting: Co-Designing Algorithm-Architecture for Personalized
           Recommendation Training", HPCA 2021, section IV-A. Weights, `"mean"`, `"sqrtn"` and
           padding are ours.
-        - `tf.nn.safe_embedding_lookup_sparse` defines the combiners.
+        - `tf.nn.embedding_lookup_sparse` defines the combiners. Like it, and unlike
+          `tf.nn.safe_embedding_lookup_sparse`, we keep lookups whose weight is not positive.
     """
     if combiner not in COMBINERS:
         raise ValueError(
@@ -107,7 +109,7 @@ def gather_reduce(
         "weights": tf.zeros([0], _weight_dtype(table)) if bags.weights is None else bags.weights,
         "weighted": bags.weights is not None,
         "combiner": combiner,
-        "padding_id": _NO_PADDING if padding_id is None else padding_id,
+        "padding_id": _NO_PADDING if padding_id is None else int(padding_id),
     }
     if handle is not None:
         variable_accessed(table)
@@ -144,6 +146,8 @@ def _handle_on_cpu(variable: tf.Variable) -> tf.Tensor | None:
     """The handle that the native op can use, or None where only stock ops can read `variable`."""
     if "GPU" in variable.device or "TPU" in variable.device:
         return None
+    if variable.synchronization == tf.VariableSynchronization.ON_READ:  # a sum over replicas
+        return None
     try:
         return variable.handle
     except ValueError:  # a tf.function inside a replica of tf.distribute does not know which it is
@@ -152,7 +156,9 @@ def _handle_on_cpu(variable: tf.Variable) -> tf.Tensor | None:
 
 def _as_table(table: Any) -> Any:
     if isinstance(table, keras.Variable):
-        table = table.value
+        # A layer in mixed precision casts the variables that it touches: here, a whole table.
+        with AutocastScope(None):
+            table = table.value
     if not _is_variable(table):
         table = tf.convert_to_tensor(table)
     if table.dtype not in (tf.float32, tf.float16, tf.bfloat16, tf.float64):
@@ -184,7 +190,11 @@ def _as_bags(ids: Any, weights: Any, weight_dtype: tf.DType) -> _Bags:
                 f"Received: shape {weights.shape}"
             )
     if ids.shape.rank is None:  # the ops also take flat ids, which are not meant here
-        ids = _checked(ids, tf.rank(ids) == 2, lambda: "`ids` must have rank 2.")
+        ids = _checked(
+            ids,
+            tf.rank(ids) == 2,
+            lambda: _text("`ids` must have rank 2. Received: rank ", tf.rank(ids)),
+        )
         ids.set_shape([None, None])
     return _Bags(ids, tf.zeros([0], tf.int64), weights)
 
@@ -201,12 +211,20 @@ def _ragged_bags(ids: tf.RaggedTensor, weights: Any, weight_dtype: tf.DType) -> 
         return _Bags(ids.values, row_splits, None)
     if not isinstance(weights, tf.RaggedTensor):
         raise ValueError(_kind_message("a tf.RaggedTensor", weights))
+    if weights.ragged_rank != 1 or weights.shape.rank != 2:
+        raise ValueError(
+            "Ragged `weights` must have rank 2 and ragged rank 1. "
+            f"Received: shape {weights.shape}, ragged rank {weights.ragged_rank}"
+        )
     values = _as_weights(weights.values, weight_dtype)
     if weights.row_splits is not ids.row_splits:
         values = _checked(
             values,
             _equal(tf.cast(weights.row_splits, tf.int64), row_splits),
-            lambda: "`weights` must have the row splits of `ids`.",
+            lambda: _text(
+                "`weights` must have the row splits of `ids`. Received: ",
+                tf.strings.format("{} for {}", (weights.row_splits, row_splits)),
+            ),
         )
     return _Bags(ids.values, row_splits, values)
 
@@ -221,8 +239,9 @@ def _sparse_bags(ids: tf.SparseTensor, weights: Any, weight_dtype: tf.DType) -> 
     rows = _checked(
         rows,
         in_order,
-        lambda: (
-            "Sparse `ids` must be sorted by row, in rows `[0, batch)`: use `tf.sparse.reorder`."
+        lambda: _text(
+            "Sparse `ids` must be sorted by row, in rows `[0, batch)`: use `tf.sparse.reorder`. ",
+            tf.strings.format("Received: rows {}", rows),
         ),
     )
     row_splits = tf.searchsorted(rows, tf.range(batch + 1))
@@ -232,8 +251,12 @@ def _sparse_bags(ids: tf.SparseTensor, weights: Any, weight_dtype: tf.DType) -> 
         raise ValueError(_kind_message("a tf.sparse.SparseTensor", weights))
     values = _checked(
         _as_weights(weights.values, weight_dtype),
-        _equal(weights.indices, ids.indices),
-        lambda: "`weights` must have the indices of `ids`.",
+        _equal(weights.indices, ids.indices) & _equal(weights.dense_shape, ids.dense_shape),
+        lambda: _text(
+            "`weights` must have the indices and the dense shape of `ids`. Received: ",
+            tf.strings.format("{} for {}", (weights.indices, ids.indices)),
+            tf.strings.format(" in {} for {}", (weights.dense_shape, ids.dense_shape)),
+        ),
     )
     return _Bags(ids.values, tf.cast(row_splits, tf.int64), values)
 
@@ -275,6 +298,8 @@ def _checked(value: tf.Tensor, condition: tf.Tensor, message: Callable[[], Any])
 
 
 def _fail(message: Any) -> tf.Tensor:
+    if tf.executing_eagerly():  # where Assert would wrap the message in words of its own
+        raise tf.errors.InvalidArgumentError(None, None, message.numpy().decode())
     with tf.control_dependencies([tf.debugging.Assert(False, [message], summarize=1)]):
         return tf.constant(False)
 
@@ -299,7 +324,7 @@ def _gradients(op: tf.Operation, grads: tf.Tensor, table_shape: tf.Tensor, weigh
         grads=grads, weighted=weighted, **bags
     )
     table_grad = tf.IndexedSlices(values, unique_ids, table_shape)
-    if not weighted:
+    if not weighted or 3 in (getattr(op, "skip_input_indices", None) or ()):  # nobody asks for it
         return table_grad, None, None, None
     return table_grad, None, None, weight_grad(table=op.inputs[0], grads=grads, **bags)
 
@@ -324,13 +349,25 @@ def _resource_gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
     )
 
 
+@tf.RegisterGradient("TfrecEfficient>GatherReduceGrad")
+def _no_second_gradient(op: tf.Operation, *grads: tf.Tensor) -> Any:
+    raise LookupError(
+        "`gather_reduce` can be differentiated once. Set TFREC_OPS=python to use the reference, "
+        "which can be differentiated any number of times."
+    )
+
+
 # ---- Reference -----------------------------------------------------------------------------------
 
 
 def _reference(table: Any, bags: _Bags, combiner: str, padding_id: int | None) -> tf.Tensor:
     """The same result, rules and gradient in plain TensorFlow."""
     if table.shape.rank is None:
-        table = _checked(table, tf.rank(table) == 2, lambda: "`table` must have rank 2.")
+        table = _checked(
+            table,
+            tf.rank(table) == 2,
+            lambda: _text("`table` must have rank 2. Received: rank ", tf.rank(table)),
+        )
     ids, segments, batch, weights = _checked_lookups(table, bags, padding_id)
 
     # Reading each row once is what makes the gradient of `table` arrive coalesced.
@@ -395,10 +432,9 @@ def _checked_lookups(table: Any, bags: _Bags, padding_id: int | None) -> Any:
     )
 
     # Where it can be helped, not tf.shape(), which would read, and so copy, a variable.
-    rows = tf.cast(
-        table.shape[0] if table.shape.is_fully_defined() else tf.shape(table)[0], ids.dtype
-    )
-    is_row = is_padding | ((ids >= 0) & (ids < rows))
+    is_static = table.shape.is_fully_defined()
+    rows = tf.cast(table.shape[0] if is_static else tf.shape(table)[0], tf.int64)
+    is_row = is_padding | ((ids >= 0) & (tf.cast(ids, tf.int64) < rows))
     unless = "" if padding_id is None else f" or `padding_id={padding_id}`"
     ids = _checked(
         ids,

@@ -50,11 +50,15 @@ def run_dataset_transform_test(
             _check_spec(element, transformed.element_spec)
 
     @tf.function
-    def count() -> tf.Tensor:
-        return transformed.reduce(tf.constant(0), lambda total, _: total + 1)
+    def in_a_graph() -> tuple[list[Any], tf.Tensor]:
+        iterator = iter(transformed)
+        elements = [next(iterator) for _ in expected]
+        return elements, transformed.reduce(tf.constant(0), lambda total, _: total + 1)
 
-    assert int(count()) == len(expected), (
-        f"Inside a tf.function there are {int(count())} elements instead of {len(expected)}."
+    elements, count = in_a_graph()
+    _check_elements(elements, expected)
+    assert int(count) == len(expected), (
+        f"Inside a tf.function there are {int(count)} elements instead of {len(expected)}."
     )
 
 
@@ -63,8 +67,9 @@ def _check_elements(received: list[Any], expected: list[Any]) -> None:
         f"Expected {len(expected)} elements. Received: {len(received)}"
     )
     for element, right in zip(received, expected, strict=True):
-        tf.nest.assert_same_structure(element, right)
-        for a, b in zip(tf.nest.flatten(element), tf.nest.flatten(right), strict=True):
+        tf.nest.assert_same_structure(element, right, expand_composites=True)
+        parts = (tf.nest.flatten(x, expand_composites=True) for x in (element, right))
+        for a, b in zip(*parts, strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 

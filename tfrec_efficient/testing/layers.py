@@ -105,6 +105,12 @@ def _model(layer_class: Any, init_kwargs: Mapping[str, Any], inputs: Any) -> ker
 
 
 def _check_fit(model: keras.Model, inputs: Any, output: Any) -> None:
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(inputs, training=True) ** 2)  # no regularizer has a part in it
+    gradients = tape.gradient(loss, [weight.value for weight in model.trainable_weights])
+    for weight, gradient in zip(model.trainable_weights, gradients, strict=True):
+        moved = gradient is not None and np.any(_numpy(tf.convert_to_tensor(gradient)))
+        assert moved, f"The output must depend on {weight.path}, and its gradient say so."
     before = [_numpy(weight) for weight in model.trainable_weights]
     model.compile(keras.optimizers.SGD(1.0), "mse")
     target = np.ones(output.shape, "float32")

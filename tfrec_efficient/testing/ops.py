@@ -48,10 +48,11 @@ def run_op_test(
 ) -> None:
     """Checks an op in its native form and in its reference.
 
-    For each of the two: the result equals `expected`, eagerly and inside a `tf.function`; the
-    gradient with regard to every differentiable argument equals the numerical one, in float64;
-    and each bad input raises ValueError or `tf.errors.InvalidArgumentError` with the expected
-    words, eagerly and inside a `tf.function`.
+    For each of the two: the result equals `expected`, in float32 and float64, eagerly and inside
+    a `tf.function`, where its static shape must fit; the gradient with regard to every
+    differentiable argument equals the numerical one, in float64; and each bad input raises
+    ValueError or `tf.errors.InvalidArgumentError` with the expected words, eagerly and inside a
+    `tf.function`. Both implementations must give the same dtypes and static shapes.
 
     Args:
         op: The op, called as `op(**differentiable, **arguments)`.
@@ -77,17 +78,42 @@ def run_op_test(
     ... )
     """
     wide = {name: tf.constant(value, tf.float64) for name, value in differentiable.items()}
+    specs: dict[str, list[tf.TensorSpec]] = {}
     for name in implementations():
         with implementation(name):
-            for run in (op, tf.function(op)):
-                result = run(**wide, **arguments)
-                np.testing.assert_allclose(
-                    result, expected, tolerance, tolerance, err_msg=f"implementation: {name}"
-                )
+            for dtype in (tf.float64, tf.float32):
+                inputs = {argument: tf.cast(value, dtype) for argument, value in wide.items()}
+                spec = _check_result(op, {**inputs, **arguments}, expected, tolerance, name)
+                specs.setdefault(name, []).append(spec)
             _check_gradient(op, wide, arguments, name)
             for bad, words in bad_arguments:
                 _check_error(op, {**wide, **arguments, **bad}, words, name)
                 _check_error(tf.function(op), {**wide, **arguments, **bad}, words, name)
+    assert len({tuple(spec) for spec in specs.values()}) == 1, (
+        f"The implementations differ in dtype or static shape: {specs}"
+    )
+
+
+def _check_result(
+    op: Callable[..., Any], arguments: Mapping[str, Any], expected: Any, tolerance: float, name: str
+) -> tf.TensorSpec:
+    static_shapes = []
+
+    @tf.function
+    def in_a_graph(tensors: Mapping[str, tf.Tensor]) -> Any:
+        result = op(**{**arguments, **tensors})
+        static_shapes.append(result.shape)
+        return result
+
+    tensors = {key: value for key, value in arguments.items() if tf.is_tensor(value)}
+    for result in (op(**arguments), in_a_graph(tensors)):
+        np.testing.assert_allclose(
+            result, expected, tolerance, tolerance, err_msg=f"implementation: {name}"
+        )
+    assert static_shapes[0].is_compatible_with(result.shape), (
+        f"{name} promises the static shape {static_shapes[0]}. Received: {result.shape}"
+    )
+    return tf.TensorSpec(static_shapes[0], result.dtype)
 
 
 def _check_gradient(

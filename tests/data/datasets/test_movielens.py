@@ -38,6 +38,7 @@ def places(monkeypatch, tmp_path):
     monkeypatch.setenv("TFREC_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(movielens, "_URL", "file:///nowhere/{}.zip")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setattr(movielens, "_RECBOLE", "no-such-package-of-tfrec-efficient==0")
     _sources.print_terms_once.cache_clear()
     return tmp_path
@@ -184,6 +185,15 @@ def test_1m_in_part_says_so(places):
     put(places / "data" / "ml-1m", files)
     with pytest.warns(UserWarning, match="holds 2 of the 1,000,209 ratings"):
         check_1m(movielens_1m())
+
+
+@pytest.mark.filterwarnings("error")
+def test_1m_complete_in_the_cache_comes_before_a_part_in_the_data_folder(places):
+    files = dict(FILES_1M)
+    files["ratings_users0001-2999.dat.gz"] = files.pop("ratings.dat")
+    put(places / "data" / "ml-1m", files)
+    put(places / "cache" / "tfrec_efficient" / "datasets" / "ml-1m", FILES_1M)
+    check_1m(movielens_1m())
 
 
 def test_the_real_data_when_they_are_at_hand(monkeypatch, request):

