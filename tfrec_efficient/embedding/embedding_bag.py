@@ -158,7 +158,7 @@ class EmbeddingBag(keras.layers.Layer):
             if not weights.shape.is_compatible_with(ids.shape):
                 raise ValueError(f"{message}, {ids.shape}. Received: shape {weights.shape}")
             checks.append(tf.debugging.assert_equal(tf.shape(weights), shape, message))
-        with tf.control_dependencies([check for check in checks if check is not None]):
+        with tf.control_dependencies(checks):
             bags = tf.concat([[tf.reduce_prod(shape[:-1])], shape[-1:]], 0)
         weights = None if weights is None else tf.reshape(weights, bags)
         pooled = self._pool(tf.reshape(ids, bags), weights)

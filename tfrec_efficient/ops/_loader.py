@@ -15,7 +15,7 @@ _BUILD_INFO = Path(__file__).with_name("libtfrec_ops.json")
 # In a checkout that the package was not installed from in place, Python finds the source first.
 _WHY_ABSENT = (
     f" Python found the package in the checkout {Path(__file__).parents[2]}: run from another "
-    "folder, or install it in place with `pip install -e .`."
+    "folder or, with g++ installed, install it in place with `pip install -e .`."
     if Path(__file__).parents[2].joinpath("setup.py").exists()
     else " No C++ compiler worked when it was built: install g++, then run "
     "`pip install --force-reinstall --no-deps .` in a checkout of the source."
