@@ -14,7 +14,7 @@ USES = {
     "ops": set(),
     "data": set(),
     "embedding": {"ops"},
-    "testing": {"ops"},
+    "testing": set(),
 }
 
 
