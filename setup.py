@@ -34,10 +34,11 @@ class BuildOps(build_ext):
         try:
             flags = tensorflow_flags()
             command = [*shlex.split(os.environ.get("CXX") or "g++"), "-O3", "-fPIC", "-shared"]
-            # Never fused, so that all instruction sets return the same bits; and TensorFlow's
-            # headers are full of warnings, none of which is ours.
+            # Never fused, so that all instruction sets return the same bits; no errno, so that
+            # square roots vectorise; and TensorFlow's headers are full of warnings.
             command += [
                 "-ffp-contract=off",
+                "-fno-math-errno",
                 "-w",
                 "-I.",
                 *SOURCES,

@@ -1,4 +1,4 @@
-// 16-bit floating point storage types, and the type in which each table type is summed.
+// Storage types narrower than float, and the types in which each table type is summed and pooled.
 #ifndef TFREC_CUSTOM_OPS_COMMON_NARROW_FLOAT_H_
 #define TFREC_CUSTOM_OPS_COMMON_NARROW_FLOAT_H_
 
@@ -27,6 +27,18 @@ struct AccumulatorOf<double> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::Type;
 
+// What a sum of rows is returned in: the type of the table, except that rows of int8 have a scale.
+template <typename T>
+struct PooledOf {
+  using Type = T;
+};
+template <>
+struct PooledOf<int8_t> {
+  using Type = float;
+};
+template <typename T>
+using Pooled = typename PooledOf<T>::Type;
+
 namespace internal {
 inline uint32_t FloatBits(float value) {
   uint32_t bits;
@@ -40,6 +52,7 @@ inline float BitsFloat(uint32_t bits) {
 }
 }  // namespace internal
 
+inline float Widen(int8_t value) { return value; }
 inline float Widen(float value) { return value; }
 inline double Widen(double value) { return value; }
 inline float Widen(BFloat16 value) {
@@ -87,6 +100,32 @@ inline void Narrow(float value, Half* out) {
   const uint32_t rounded = magnitude + 0x0fffu + ((magnitude >> 13) & 1u);
   out->bits = static_cast<uint16_t>(sign | ((rounded - 0x38000000u) >> 13));
 }
+
+// Rounds to one of the two neighbours of `value`, to the nearer one more often, so that the mean
+// over all values of `random` is `value`: updates smaller than half a unit of T are not lost.
+inline void NarrowAtRandom(float value, uint32_t random, BFloat16* out) {
+  const uint32_t bits = internal::FloatBits(value);
+  if ((bits & 0x7fffffffu) >= 0x7f7f0000u) return Narrow(value, out);  // no finite neighbour above
+  out->bits = static_cast<uint16_t>((bits + (random & 0xffffu)) >> 16);
+}
+inline void NarrowAtRandom(float value, uint32_t random, Half* out) {
+  const uint32_t bits = internal::FloatBits(value);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude >= 0x477fe000u) return Narrow(value, out);  // 65504, the largest half, and above
+  if (magnitude >= 0x38800000u) {
+    const uint32_t rounded = (magnitude + (random & 0x1fffu)) >> 13;
+    out->bits = static_cast<uint16_t>(sign | (rounded - 0x1c000u));
+    return;
+  }
+  // Below the smallest normal, 2^-14, neighbours are 2^-24 apart.
+  const float units = internal::BitsFloat(magnitude) * 16777216.0f;
+  const uint32_t whole = static_cast<uint32_t>(units);
+  const bool up = static_cast<float>(random >> 8) * 5.9604644775390625e-8f < units - whole;
+  out->bits = static_cast<uint16_t>(sign | (whole + up));
+}
+inline void NarrowAtRandom(float value, uint32_t, float* out) { *out = value; }
+inline void NarrowAtRandom(double value, uint32_t, double* out) { *out = value; }
 
 }  // namespace tfrec
 

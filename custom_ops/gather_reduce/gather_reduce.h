@@ -5,32 +5,71 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
-#include "custom_ops/gather_reduce/bags.h"
+#include "custom_ops/common/bags.h"
 #include "custom_ops/gather_reduce/row_reducer.h"
 
 namespace tfrec {
 
-// Rows of a table, one behind the other.
+// Rows of a table, one behind the other. Each stands for its values times its scale, if there are
+// any.
 template <typename T>
 struct Table {
   const T* data;
   int64_t rows;
   int64_t dim;
+  const float* scales = nullptr;
 };
 
+// Whether the lookups [first, last) are rows of a table, all of them.
+template <typename Id>
+bool AreRows(const Id* ids, int64_t first, int64_t last, int64_t rows) {
+  using Unsigned = std::make_unsigned_t<Id>;
+  constexpr Unsigned kNonNegative = static_cast<Unsigned>(std::numeric_limits<Id>::max()) + 1;
+  const Unsigned count =
+      rows > std::numeric_limits<Id>::max() ? kNonNegative : static_cast<Unsigned>(rows);
+  bool good = true;
+  for (int64_t k = first; k < last; ++k) good &= static_cast<Unsigned>(ids[k]) < count;
+  return good;
+}
+
+// GatherReduce(), below, for lookups without weights and padding.
+template <typename T, typename Id>
+bool GatherReducePlain(const Table<T>& table, const Bags<Id>& bags, Combiner combiner,
+                       IdReducer<T, Id> reduce, int64_t first, int64_t last, int64_t width,
+                       Pooled<T>* out) {
+  const int64_t end = bags.End(last - 1);
+  if (!AreRows(bags.ids, bags.Begin(first), end, table.rows)) return false;
+  for (int64_t bag = first; bag < last; ++bag) {
+    const int64_t begin = bags.Begin(bag);
+    const int64_t hotness = bags.End(bag) - begin;
+    const auto sum = static_cast<Accumulator<T>>(hotness);
+    const Accumulator<T> divisor = combiner == Combiner::kSum    ? Accumulator<T>{1}
+                                   : combiner == Combiner::kMean ? sum
+                                                                 : std::sqrt(sum);
+    reduce(table.data, table.dim, bags.ids + begin, hotness, end - begin, divisor,
+           out + bag * width);
+  }
+  return true;
+}
+
 // out[b] = (sum over the lookups k of bag b of weights[k] * table[ids[k]]) / divisor(b), for the
-// bags [first, last). `out` points at the row of bag 0. Returns false, with some rows unwritten,
-// when an id or a weight breaks a rule; FindFault() then names it.
+// bags [first, last). `out` points at the first value of bag 0, and from one bag to the next it is
+// `width` values. Returns false, with some rows unwritten, when an id or a weight breaks a rule;
+// FindFault() then names it.
 //
 // Works in chunks: first the lookups of a chunk become row pointers, which is where rules are
 // checked and padding disappears, then a reducer without any branch runs over them.
 template <typename T, typename Id>
 bool GatherReduce(const Table<T>& table, const Bags<Id>& bags, const Accumulator<T>* weights,
-                  Combiner combiner, RowReducer<T> reduce, int64_t first, int64_t last, T* out) {
+                  Combiner combiner, RowReducer<T> reduce, int64_t first, int64_t last,
+                  int64_t width, Pooled<T>* out) {
   using Weight = Accumulator<T>;
   constexpr int64_t kChunkLookups = 4096;
+  const bool weighted = weights || table.scales;
   std::vector<const T*> rows;
   std::vector<Weight> kept_weights;
   std::vector<int64_t> ends;
@@ -41,7 +80,7 @@ bool GatherReduce(const Table<T>& table, const Bags<Id>& bags, const Accumulator
       ++chunk_end;
     }
     rows.resize(bags.End(chunk_end - 1) - bags.Begin(first));
-    if (weights) kept_weights.resize(rows.size());
+    if (weighted) kept_weights.resize(rows.size());
     ends.clear();
     divisors.clear();
     int64_t kept = 0;
@@ -51,11 +90,11 @@ bool GatherReduce(const Table<T>& table, const Bags<Id>& bags, const Accumulator
         if (bags.IsPadding(k)) continue;
         if (!bags.IsRow(k, table.rows)) return false;
         rows[kept] = table.data + bags.ids[k] * table.dim;
-        if (weights) {
-          if (!std::isfinite(weights[k])) return false;
-          kept_weights[kept] = weights[k];
-        }
-        divisor.Add(weights ? weights[k] : Weight{1});
+        const Weight weight = weights ? weights[k] : Weight{1};
+        if (!std::isfinite(weight)) return false;
+        if (weighted)
+          kept_weights[kept] = table.scales ? weight * table.scales[bags.ids[k]] : weight;
+        divisor.Add(weight);
         ++kept;
       }
       ends.push_back(kept);
@@ -64,8 +103,8 @@ bool GatherReduce(const Table<T>& table, const Bags<Id>& bags, const Accumulator
     int64_t begin = 0;
     for (int64_t bag = first; bag < chunk_end; ++bag) {
       const int64_t end = ends[bag - first];
-      reduce(rows.data() + begin, weights ? kept_weights.data() + begin : nullptr, end - begin,
-             kept - begin, table.dim, divisors[bag - first], out + bag * table.dim);
+      reduce(rows.data() + begin, weighted ? kept_weights.data() + begin : nullptr, end - begin,
+             kept - begin, table.dim, divisors[bag - first], out + bag * width);
       begin = end;
     }
     first = chunk_end;
@@ -90,8 +129,9 @@ Accumulator<T> Dot(const T* a, const T* b, int64_t dim) {
   return sum;
 }
 
-// The gradient of the weights, for the bags [first, last). With d[k] = table[ids[k]] . grads[b] and
-// m = sum(w * d) over the bag:
+// The gradient of the weights, for the bags [first, last). `grads` points at the first value of
+// bag 0, and from one bag to the next it is `width` values. With d[k] = table[ids[k]] . grads[b]
+// and m = sum(w * d) over the bag:
 //   sum:   d[k]
 //   mean:  d[k] / S - m / S^2           with S = sum(w)
 //   sqrtn: d[k] / Q - w[k] * m / Q^3    with Q = sqrt(sum(w^2))
@@ -99,7 +139,7 @@ Accumulator<T> Dot(const T* a, const T* b, int64_t dim) {
 template <typename T, typename Id>
 bool GatherReduceWeightGrad(const Table<T>& table, const Bags<Id>& bags,
                             const Accumulator<T>* weights, Combiner combiner, const T* grads,
-                            int64_t first, int64_t last, Accumulator<T>* out) {
+                            int64_t width, int64_t first, int64_t last, Accumulator<T>* out) {
   using Weight = Accumulator<T>;
   for (int64_t bag = first; bag < last; ++bag) {
     DivisorSum<Weight> divisor_sum(combiner);
@@ -108,7 +148,7 @@ bool GatherReduceWeightGrad(const Table<T>& table, const Bags<Id>& bags,
       out[k] = 0;
       if (bags.IsPadding(k)) continue;
       if (!bags.IsRow(k, table.rows) || !std::isfinite(weights[k])) return false;
-      out[k] = Dot(table.data + bags.ids[k] * table.dim, grads + bag * table.dim, table.dim);
+      out[k] = Dot(table.data + bags.ids[k] * table.dim, grads + bag * width, table.dim);
       weighted_dots += weights[k] * out[k];
       divisor_sum.Add(weights[k]);
     }

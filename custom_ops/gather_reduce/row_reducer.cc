@@ -1,11 +1,7 @@
 #include "custom_ops/gather_reduce/row_reducer.h"
 
 #include <algorithm>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define TFREC_X86 1
-#endif
+#include <type_traits>
 
 namespace tfrec {
 namespace {
@@ -15,10 +11,19 @@ namespace {
 constexpr int64_t kPrefetchDistance = 16;
 constexpr int64_t kCacheLine = 64;
 
+// Rows of a table by id, with the look of an array of pointers to them.
+template <typename T, typename Id>
+struct TableRows {
+  const T* table;
+  int64_t dim;
+  const Id* ids;
+  const T* operator[](int64_t k) const { return table + static_cast<int64_t>(ids[k]) * dim; }
+};
+
 // Columns [first, last) in blocks that a compiler keeps in registers of any width.
-template <typename T, bool kWeighted>
-void ReduceScalar(const T* const* rows, const Accumulator<T>* weights, int64_t count,
-                  int64_t readable, int64_t first, int64_t last, Accumulator<T> divisor, T* out) {
+template <typename T, bool kWeighted, typename Rows>
+void ReduceScalar(const Rows& rows, const Accumulator<T>* weights, int64_t count, int64_t readable,
+                  int64_t first, int64_t last, Accumulator<T> divisor, Pooled<T>* out) {
   constexpr int64_t kBlock = 16;
   for (int64_t column = first; column < last; column += kBlock) {
     const int64_t width = std::min(kBlock, last - column);
@@ -44,9 +49,9 @@ void ReduceScalar(const T* const* rows, const Accumulator<T>* weights, int64_t c
 
 template <typename T>
 void ReducePortable(const T* const* rows, const Accumulator<T>* weights, int64_t count,
-                    int64_t readable, int64_t dim, Accumulator<T> divisor, T* out) {
+                    int64_t readable, int64_t dim, Accumulator<T> divisor, Pooled<T>* out) {
   if (count == 0 || divisor == 0) {
-    std::fill_n(out, dim, T{});
+    std::fill_n(out, dim, Pooled<T>{});
   } else if (weights) {
     ReduceScalar<T, true>(rows, weights, count, readable, 0, dim, divisor, out);
   } else {
@@ -54,86 +59,46 @@ void ReducePortable(const T* const* rows, const Accumulator<T>* weights, int64_t
   }
 }
 
+template <typename T, typename Id>
+void ReduceIdsPortable(const T* table, int64_t dim, const Id* ids, int64_t count, int64_t readable,
+                       Accumulator<T> divisor, Pooled<T>* out) {
+  if (count == 0 || divisor == 0) {
+    std::fill_n(out, dim, Pooled<T>{});
+  } else {
+    ReduceScalar<T, false>(TableRows<T, Id>{table, dim, ids}, nullptr, count, readable, 0, dim,
+                           divisor, out);
+  }
+}
+
+}  // namespace
+
 #ifdef TFREC_X86
 
 namespace avx2 {
-#define TFREC_TARGET __attribute__((target("avx2,f16c")))
-using Register = __m256;
-constexpr int64_t kWidth = 8;
-
-TFREC_TARGET inline Register Zero() { return _mm256_setzero_ps(); }
-TFREC_TARGET inline Register Fill(float value) { return _mm256_set1_ps(value); }
-TFREC_TARGET inline Register Add(Register a, Register b) { return _mm256_add_ps(a, b); }
-TFREC_TARGET inline Register Multiply(Register a, Register b) { return _mm256_mul_ps(a, b); }
-TFREC_TARGET inline Register Divide(Register a, Register b) { return _mm256_div_ps(a, b); }
-TFREC_TARGET inline Register Load(const float* p) { return _mm256_loadu_ps(p); }
-TFREC_TARGET inline Register Load(const Half* p) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+template <typename T, bool kWeighted, typename Rows>
+void ReduceRest(const Rows& rows, const float* weights, int64_t count, int64_t readable,
+                int64_t column, int64_t dim, float divisor, Pooled<T>* out) {
+  ReduceScalar<T, kWeighted>(rows, weights, count, readable, column, dim, divisor, out);
 }
-TFREC_TARGET inline Register Load(const BFloat16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-TFREC_TARGET inline void Store(Register value, float* p) { _mm256_storeu_ps(p, value); }
-TFREC_TARGET inline void Store(Register value, Half* p) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-TFREC_TARGET inline void Store(Register value, BFloat16* p) {
-  float lanes[kWidth];
-  _mm256_storeu_ps(lanes, value);
-  for (int64_t c = 0; c < kWidth; ++c) Narrow(lanes[c], p + c);
-}
-
+#define TFREC_TARGET TFREC_AVX2
 #include "custom_ops/gather_reduce/row_reducer_simd.inc"
 #undef TFREC_TARGET
 }  // namespace avx2
 
 namespace avx512 {
-#define TFREC_TARGET __attribute__((target("avx512f")))
-using Register = __m512;
-constexpr int64_t kWidth = 16;
-
-TFREC_TARGET inline Register Zero() { return _mm512_setzero_ps(); }
-TFREC_TARGET inline Register Fill(float value) { return _mm512_set1_ps(value); }
-TFREC_TARGET inline Register Add(Register a, Register b) { return _mm512_add_ps(a, b); }
-TFREC_TARGET inline Register Multiply(Register a, Register b) { return _mm512_mul_ps(a, b); }
-TFREC_TARGET inline Register Divide(Register a, Register b) { return _mm512_div_ps(a, b); }
-TFREC_TARGET inline Register Load(const float* p) { return _mm512_loadu_ps(p); }
-TFREC_TARGET inline Register Load(const Half* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+// Eight columns fill a register of AVX2.
+template <typename T, bool kWeighted, typename Rows>
+TFREC_AVX512 void ReduceRest(const Rows& rows, const float* weights, int64_t count,
+                             int64_t readable, int64_t column, int64_t dim, float divisor,
+                             Pooled<T>* out) {
+  avx2::ReduceColumns<T, kWeighted>(rows, weights, count, readable, column, dim, divisor, out);
 }
-TFREC_TARGET inline Register Load(const BFloat16* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-TFREC_TARGET inline void Store(Register value, float* p) { _mm512_storeu_ps(p, value); }
-TFREC_TARGET inline void Store(Register value, Half* p) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-TFREC_TARGET inline void Store(Register value, BFloat16* p) {
-  float lanes[kWidth];
-  _mm512_storeu_ps(lanes, value);
-  for (int64_t c = 0; c < kWidth; ++c) Narrow(lanes[c], p + c);
-}
-
+#define TFREC_TARGET TFREC_AVX512
 #include "custom_ops/gather_reduce/row_reducer_simd.inc"
 #undef TFREC_TARGET
 }  // namespace avx512
 
 #endif  // TFREC_X86
-
-}  // namespace
-
-Isa BestIsa() {
-#ifdef TFREC_X86
-  if (__builtin_cpu_supports("avx512f")) return Isa::kAvx512;
-  // Every processor with AVX2 also has F16C, for which clang 14 knows no name here.
-  if (__builtin_cpu_supports("avx2")) return Isa::kAvx2;
-#endif
-  return Isa::kPortable;
-}
 
 template <typename T>
 RowReducer<T> SelectRowReducer(Isa isa) {
@@ -150,6 +115,26 @@ RowReducer<double> SelectRowReducer<double>(Isa) {
   return ReducePortable<double>;
 }
 
+template <typename T, typename Id>
+IdReducer<T, Id> SelectIdReducer(Isa isa) {
+  if constexpr (!std::is_same_v<T, double>) {
+#ifdef TFREC_X86
+    if (isa == Isa::kAvx512) return avx512::ReduceIds<T, Id>;
+    if (isa == Isa::kAvx2) return avx2::ReduceIds<T, Id>;
+#endif
+  }
+  return ReduceIdsPortable<T, Id>;
+}
+
+#define TFREC_INSTANTIATE(T)                                       \
+  template IdReducer<T, int32_t> SelectIdReducer<T, int32_t>(Isa); \
+  template IdReducer<T, int64_t> SelectIdReducer<T, int64_t>(Isa)
+TFREC_INSTANTIATE(int8_t);
+TFREC_INSTANTIATE(float);
+TFREC_INSTANTIATE(double);
+TFREC_INSTANTIATE(Half);
+TFREC_INSTANTIATE(BFloat16);
+template RowReducer<int8_t> SelectRowReducer<int8_t>(Isa);
 template RowReducer<float> SelectRowReducer<float>(Isa);
 template RowReducer<Half> SelectRowReducer<Half>(Isa);
 template RowReducer<BFloat16> SelectRowReducer<BFloat16>(Isa);

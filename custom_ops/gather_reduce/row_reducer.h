@@ -5,15 +5,9 @@
 #include <cstdint>
 
 #include "custom_ops/common/narrow_float.h"
+#include "custom_ops/common/vector_isa.h"
 
 namespace tfrec {
-
-// Instruction sets, weakest first. All of them add in the same order and never fuse a
-// multiplication with an addition, so they return the same bits.
-enum class Isa { kPortable, kAvx2, kAvx512 };
-
-// The best one that this processor and operating system can run.
-Isa BestIsa();
 
 // out[c] = (sum over k < count of weights[k] * rows[k][c]) / divisor, for c < dim.
 //
@@ -21,11 +15,19 @@ Isa BestIsa();
 // `count` with the rows of later calls: the first `readable` of them are prefetched in time.
 template <typename T>
 using RowReducer = void (*)(const T* const* rows, const Accumulator<T>* weights, int64_t count,
-                            int64_t readable, int64_t dim, Accumulator<T> divisor, T* out);
+                            int64_t readable, int64_t dim, Accumulator<T> divisor, Pooled<T>* out);
 
-// T is float, double, Half or BFloat16.
+// The same for rows of a table, which need no weights and whose ids are known to be rows of it:
+// saves the array of pointers. `ids` may go on behind `count` as `rows` may.
+template <typename T, typename Id>
+using IdReducer = void (*)(const T* table, int64_t dim, const Id* ids, int64_t count,
+                           int64_t readable, Accumulator<T> divisor, Pooled<T>* out);
+
+// T is float, double, Half, BFloat16 or int8_t.
 template <typename T>
 RowReducer<T> SelectRowReducer(Isa isa);
+template <typename T, typename Id>
+IdReducer<T, Id> SelectIdReducer(Isa isa);
 
 }  // namespace tfrec
 

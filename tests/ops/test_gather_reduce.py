@@ -545,12 +545,16 @@ if "native" in implementations():
         with pytest.raises((tf.errors.FailedPreconditionError, tf.errors.NotFoundError)):
             handle = tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[4, 2])
             tfrec.ops._loader.load().tfrec_efficient_resource_gather_reduce(
-                table=handle,
-                ids=[[0]],
-                row_splits=tf.zeros([0], tf.int64),
-                weights=tf.zeros([0]),
+                tables=[handle],
+                ids=[[[0]]],
+                row_splits=[tf.zeros([0], tf.int64)],
+                weights=[tf.zeros([0])],
+                castings=[],
                 dtype=tf.float32,
-                weighted=False,
+                weighted=[False],
+                combiners=["sum"],
+                padding_ids=[-(2**63)],
+                table_of=[0],
             )
 
     def test_a_second_derivative_says_that_there_is_none():

@@ -5,9 +5,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfrec_efficient.ops._bags import check_padding_id
 from tfrec_efficient.ops.gather_reduce import COMBINERS
 from tfrec_efficient.ops.gather_reduce import Combiner
-from tfrec_efficient.ops.gather_reduce import check_padding_id
 from tfrec_efficient.ops.gather_reduce import gather_reduce
 
 # Whole numbers up to here are exact in a floating point dtype, and beyond it ids would collide.

@@ -1,39 +1,34 @@
-"""Gather-reduce: pools rows of a table into bags, with a coalesced gradient."""
+"""Gather-reduce: pools rows of tables into bags, with a coalesced gradient."""
 
-import dataclasses
-import numbers
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 from typing import Literal
 
-import keras
 import tensorflow as tf
-from keras.src.backend.common.variables import AutocastScope
 
 # The tape must hear that a variable was read, and reading its handle alone does not tell it.
 # TensorFlow has no public name for this; its own gather does the same.
 from tensorflow.python.ops.resource_variable_ops import variable_accessed
 
 from tfrec_efficient.ops import _loader
+from tfrec_efficient.ops._bags import Bags
+from tfrec_efficient.ops._bags import as_bags
+from tfrec_efficient.ops._bags import bag_attributes
+from tfrec_efficient.ops._bags import check_padding_id
+from tfrec_efficient.ops._bags import checked
+from tfrec_efficient.ops._bags import checked_row_splits
+from tfrec_efficient.ops._bags import equal
+from tfrec_efficient.ops._bags import first_entry
+from tfrec_efficient.ops._bags import text
+from tfrec_efficient.ops._tables import as_table
+from tfrec_efficient.ops._tables import handle_on_cpu
+from tfrec_efficient.ops._tables import is_variable
+from tfrec_efficient.ops._tables import weight_dtype
+from tfrec_efficient.ops.casting import cast_tables
 
 COMBINERS = ("sum", "mean", "sqrtn")
 Combiner = Literal["sum", "mean", "sqrtn"]
-
-# How the native ops write "no padding id": see kPaddingAttr in custom_ops/gather_reduce/op.cc.
-_NO_PADDING = -(2**63)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bags:
-    """The one layout behind dense, ragged and sparse input.
-
-    `ids` is `(batch, hotness)` and `row_splits` empty, or `ids` is `(lookups,)` and `row_splits`
-    is `(batch + 1,)`. `weights` has the shape of `ids`, or is None.
-    """
-
-    ids: tf.Tensor
-    row_splits: tf.Tensor
-    weights: tf.Tensor | None
 
 
 def gather_reduce(
@@ -42,6 +37,7 @@ def gather_reduce(
     weights: Any = None,
     combiner: Combiner = "sum",
     padding_id: int | None = None,
+    casting: Any = None,
 ) -> tf.Tensor:
     """Pools rows of a table into one vector for each bag of ids.
 
@@ -65,6 +61,7 @@ def gather_reduce(
         combiner: `"sum"`, `"mean"` or `"sqrtn"`. Defaults to `"sum"`.
         padding_id: int or None. Lookups of this id count as absent, and their weights are not
             read. It may lie outside `[0, rows)`. Defaults to None.
+        casting: `cast_indices(ids, padding_id)`, computed ahead, or None. Defaults to None.
 
     Returns:
         A tensor of shape `(batch, dim)` and the dtype of `table`.
@@ -72,7 +69,8 @@ def gather_reduce(
     Raises:
         ValueError: An argument has a wrong rank, dtype, kind or static shape.
         tf.errors.InvalidArgumentError: An id is out of range, a weight is not finite, row splits
-            do not start at 0 or decrease, or a shape that was not known before does not fit.
+            do not start at 0 or decrease, a shape that was not known before does not fit, or
+            `casting` is not that of `ids` (found when the gradient is taken).
 
     Example:
     >>> import tensorflow as tf
@@ -91,242 +89,206 @@ def gather_reduce(
         - `tf.nn.embedding_lookup_sparse` defines the combiners. Like it, and unlike
           `tf.nn.safe_embedding_lookup_sparse`, we keep lookups whose weight is not positive.
     """
-    if combiner not in COMBINERS:
-        raise ValueError(
-            f'`combiner` must be "sum", "mean" or "sqrtn". Received: combiner={combiner!r}'
-        )
-    check_padding_id(padding_id)
-    table = _as_table(table)
-    bags = _as_bags(ids, weights, _weight_dtype(table))
+    castings = None if casting is None else [casting]
+    return gather_reduce_many([table], [ids], [0], [weights], [combiner], [padding_id], castings)
+
+
+def gather_reduce_many(
+    tables: Sequence[Any],
+    ids: Sequence[Any],
+    table_of: Sequence[int],
+    weights: Sequence[Any] | None = None,
+    combiners: Sequence[Combiner] | None = None,
+    padding_ids: Sequence[int | None] | None = None,
+    castings: Sequence[Any] | None = None,
+) -> tf.Tensor:
+    """`gather_reduce` of several features from several tables, in one op.
+
+    Feature i pools rows of `tables[table_of[i]]`. The results stand side by side. The gradient of
+    all tables is one op too, and a table of several features gets one coalesced gradient.
+
+    Args:
+        tables: Tables as in `gather_reduce`, all variables or all tensors, of one dtype.
+        ids: The ids of each feature, as in `gather_reduce`, of one integer dtype and batch size.
+        table_of: For each feature, the position of its table.
+        weights: Weights or None for each feature. Defaults to None for all.
+        combiners: The combiner of each feature. Defaults to `"sum"` for all.
+        padding_ids: The padding id of each feature, or None. Defaults to None for all.
+        castings: For each table the casting of the ids of its features, or None. With one feature
+            to a table that is `cast_indices(ids)`. Defaults to None.
+
+    Returns:
+        A tensor of shape `(batch, sum of dims of the features)`.
+
+    Raises:
+        ValueError: As in `gather_reduce`, or lists that do not fit each other.
+        tf.errors.InvalidArgumentError: As in `gather_reduce`.
+
+    Example:
+    >>> import tensorflow as tf
+    >>> import tfrec_efficient as tfrec
+    >>> users, items = tf.constant([[1.0], [2.0]]), tf.constant([[10.0, 20.0]])
+    >>> tfrec.ops.gather_reduce_many(
+    ...     [users, items], [[[1]], [[0, 0]], [[0]]], table_of=[0, 1, 0]
+    ... ).numpy().tolist()
+    [[2.0, 20.0, 40.0, 1.0]]
+    """
+    features = len(ids)
+    weights = [None] * features if weights is None else list(weights)
+    combiners = ["sum"] * features if combiners is None else list(combiners)
+    padding_ids = [None] * features if padding_ids is None else list(padding_ids)
+    _check_lists(tables, ids, table_of, weights, combiners, padding_ids, castings)
+    tables = _as_tables(tables)
+    bags = [
+        as_bags(of_feature, weights[i], weight_dtype(tables[0])) for i, of_feature in enumerate(ids)
+    ]
+    if len({of_feature.ids.dtype for of_feature in bags}) > 1:
+        bags = [_with_int64_ids(of_feature) for of_feature in bags]
+    castings = [tf.convert_to_tensor(casting, tf.int64) for casting in castings or ()]
+
     module = _loader.native()
-    handle = _handle_on_cpu(table) if _is_variable(table) else None
-    if module is None or (_is_variable(table) and handle is None):
-        return _reference(table, bags, combiner, padding_id)
-
+    handles = [handle_on_cpu(table) for table in tables] if is_variable(tables[0]) else []
+    if module is None or None in handles:
+        return _reference_many(tables, bags, table_of, combiners, padding_ids, castings)
     common = {
-        "ids": bags.ids,
-        "row_splits": bags.row_splits,
-        "weights": tf.zeros([0], _weight_dtype(table)) if bags.weights is None else bags.weights,
-        "weighted": bags.weights is not None,
-        "combiner": combiner,
-        "padding_id": _NO_PADDING if padding_id is None else int(padding_id),
+        **bag_attributes(bags, combiners, padding_ids, weight_dtype(tables[0])),
+        "table_of": list(table_of),
+        "castings": castings,
     }
-    if handle is not None:
-        variable_accessed(table)
+    if handles:
+        for table in tables:
+            variable_accessed(table)
         return module.tfrec_efficient_resource_gather_reduce(
-            table=handle, dtype=table.dtype, **common
+            tables=handles, dtype=tables[0].dtype, **common
         )
-    return module.tfrec_efficient_gather_reduce(table=table, **common)
+    return module.tfrec_efficient_gather_reduce(tables=tables, **common)
 
 
-def check_padding_id(padding_id: Any) -> None:
-    """Raises ValueError unless `padding_id` is None or a whole number that an id can hold."""
-    if padding_id is None:
-        return
-    is_integer = isinstance(padding_id, numbers.Integral) and not isinstance(padding_id, bool)
-    if not is_integer or not _NO_PADDING < padding_id < 2**63:
+def _check_lists(
+    tables: Sequence[Any],
+    ids: Sequence[Any],
+    table_of: Sequence[int],
+    weights: Sequence[Any],
+    combiners: Sequence[str],
+    padding_ids: Sequence[int | None],
+    castings: Sequence[Any] | None,
+) -> None:
+    if not tables or not ids:
         raise ValueError(
-            "`padding_id` must be None or an integer of 64 bits. "
-            f"Received: padding_id={padding_id!r}"
+            "`tables` and `ids` must not be empty. "
+            f"Received: {len(tables)} tables, ids of {len(ids)} features"
         )
-
-
-# ---- Input ---------------------------------------------------------------------------------------
-
-
-def _weight_dtype(table: Any) -> tf.DType:
-    return tf.float64 if table.dtype == tf.float64 else tf.float32
-
-
-def _is_variable(table: Any) -> bool:
-    return isinstance(table, tf.Variable)
-
-
-def _handle_on_cpu(variable: tf.Variable) -> tf.Tensor | None:
-    """The handle that the native op can use, or None where only stock ops can read `variable`."""
-    if "GPU" in variable.device or "TPU" in variable.device:
-        return None
-    if variable.synchronization == tf.VariableSynchronization.ON_READ:  # a sum over replicas
-        return None
-    try:
-        return variable.handle
-    except ValueError:  # a tf.function inside a replica of tf.distribute does not know which it is
-        return None
-
-
-def _as_table(table: Any) -> Any:
-    if isinstance(table, keras.Variable):
-        # A layer in mixed precision casts the variables that it touches: here, a whole table.
-        with AutocastScope(None):
-            table = table.value
-    if not _is_variable(table):
-        table = tf.convert_to_tensor(table)
-    if table.dtype not in (tf.float32, tf.float16, tf.bfloat16, tf.float64):
-        raise ValueError(
-            "`table` must have dtype float32, float16, bfloat16 or float64. "
-            f"Received: dtype {table.dtype.name}"
-        )
-    if table.shape.rank not in (None, 2):
-        raise ValueError(f"`table` must have rank 2. Received: shape {table.shape}")
-    return table
-
-
-def _as_bags(ids: Any, weights: Any, weight_dtype: tf.DType) -> _Bags:
-    if isinstance(ids, tf.SparseTensor):
-        return _sparse_bags(ids, weights, weight_dtype)
-    if isinstance(ids, tf.RaggedTensor):
-        return _ragged_bags(ids, weights, weight_dtype)
-    ids = tf.convert_to_tensor(ids)
-    _check_ids_dtype(ids)
-    if ids.shape.rank not in (None, 2):
-        raise ValueError(f"`ids` must have rank 2, `(batch, hotness)`. Received: shape {ids.shape}")
-    if weights is not None:
-        if isinstance(weights, tf.RaggedTensor | tf.SparseTensor):
-            raise ValueError(_kind_message("a dense tensor", weights))
-        weights = _as_weights(tf.convert_to_tensor(weights), weight_dtype)
-        if not ids.shape.is_compatible_with(weights.shape):
+    for name, values in (
+        ("table_of", table_of),
+        ("weights", weights),
+        ("combiners", combiners),
+        ("padding_ids", padding_ids),
+    ):
+        if len(values) != len(ids):
             raise ValueError(
-                f"`weights` must have the shape of `ids`, {ids.shape}. "
-                f"Received: shape {weights.shape}"
+                f"`{name}` must have an entry for each of the {len(ids)} features. "
+                f"Received: {len(values)} entries"
             )
-    if ids.shape.rank is None:  # the ops also take flat ids, which are not meant here
-        ids = _checked(
-            ids,
-            tf.rank(ids) == 2,
-            lambda: _text("`ids` must have rank 2. Received: rank ", tf.rank(ids)),
-        )
-        ids.set_shape([None, None])
-    return _Bags(ids, tf.zeros([0], tf.int64), weights)
-
-
-def _ragged_bags(ids: tf.RaggedTensor, weights: Any, weight_dtype: tf.DType) -> _Bags:
-    _check_ids_dtype(ids)
-    if ids.shape.rank != 2 or ids.ragged_rank != 1:
+    if castings is not None and len(castings) != len(tables):
         raise ValueError(
-            "Ragged `ids` must have rank 2 and ragged rank 1. "
-            f"Received: shape {ids.shape}, ragged rank {ids.ragged_rank}"
+            f"`castings` must have an entry for each of the {len(tables)} tables. "
+            f"Received: {len(castings)} entries"
         )
-    row_splits = tf.cast(ids.row_splits, tf.int64)
-    if weights is None:
-        return _Bags(ids.values, row_splits, None)
-    if not isinstance(weights, tf.RaggedTensor):
-        raise ValueError(_kind_message("a tf.RaggedTensor", weights))
-    if weights.ragged_rank != 1 or weights.shape.rank != 2:
+    if set(table_of) != set(range(len(tables))):
         raise ValueError(
-            "Ragged `weights` must have rank 2 and ragged rank 1. "
-            f"Received: shape {weights.shape}, ragged rank {weights.ragged_rank}"
+            f"`table_of` must be in `[0, {len(tables)})` and name every table. "
+            f"Received: table_of={list(table_of)}"
         )
-    values = _as_weights(weights.values, weight_dtype)
-    if weights.row_splits is not ids.row_splits:
-        values = _checked(
-            values,
-            _equal(tf.cast(weights.row_splits, tf.int64), row_splits),
-            lambda: _text(
-                "`weights` must have the row splits of `ids`. Received: ",
-                tf.strings.format("{} for {}", (weights.row_splits, row_splits)),
-            ),
-        )
-    return _Bags(ids.values, row_splits, values)
+    for combiner in combiners:
+        if combiner not in COMBINERS:
+            raise ValueError(
+                f'`combiner` must be "sum", "mean" or "sqrtn". Received: combiner={combiner!r}'
+            )
+    for padding_id in padding_ids:
+        check_padding_id(padding_id)
 
 
-def _sparse_bags(ids: tf.SparseTensor, weights: Any, weight_dtype: tf.DType) -> _Bags:
-    _check_ids_dtype(ids)
-    if ids.shape.rank not in (None, 2):
-        raise ValueError(f"Sparse `ids` must have rank 2. Received: shape {ids.shape}")
-    batch = ids.dense_shape[0]
-    rows = ids.indices[:, 0]
-    in_order = tf.reduce_all(rows[1:] >= rows[:-1]) & tf.reduce_all((rows >= 0) & (rows < batch))
-    rows = _checked(
-        rows,
-        in_order,
-        lambda: _text(
-            "Sparse `ids` must be sorted by row, in rows `[0, batch)`: use `tf.sparse.reorder`. ",
-            tf.strings.format("Received: rows {}", rows),
-        ),
-    )
-    row_splits = tf.searchsorted(rows, tf.range(batch + 1))
-    if weights is None:
-        return _Bags(ids.values, tf.cast(row_splits, tf.int64), None)
-    if not isinstance(weights, tf.SparseTensor):
-        raise ValueError(_kind_message("a tf.sparse.SparseTensor", weights))
-    values = _checked(
-        _as_weights(weights.values, weight_dtype),
-        _equal(weights.indices, ids.indices) & _equal(weights.dense_shape, ids.dense_shape),
-        lambda: _text(
-            "`weights` must have the indices and the dense shape of `ids`. Received: ",
-            tf.strings.format("{} for {}", (weights.indices, ids.indices)),
-            tf.strings.format(" in {} for {}", (weights.dense_shape, ids.dense_shape)),
-        ),
-    )
-    return _Bags(ids.values, tf.cast(row_splits, tf.int64), values)
-
-
-def _check_ids_dtype(ids: Any) -> None:
-    if ids.dtype not in (tf.int32, tf.int64):
-        raise ValueError(f"`ids` must have dtype int32 or int64. Received: dtype {ids.dtype.name}")
-
-
-def _as_weights(weights: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    if not weights.dtype.is_floating:
+def _as_tables(tables: Sequence[Any]) -> list[Any]:
+    tables = [as_table(table) for table in tables]
+    kinds = {(is_variable(table), table.dtype) for table in tables}
+    if len(kinds) > 1:
         raise ValueError(
-            f"`weights` must have a floating point dtype. Received: dtype {weights.dtype.name}"
+            "`tables` must be all variables or all tensors, of one dtype. "
+            f"Received: {[(type(table).__name__, table.dtype.name) for table in tables]}"
         )
-    return tf.cast(weights, dtype)
+    return tables
 
 
-def _kind_message(kind: str, weights: Any) -> str:
-    return f"`weights` must be {kind}, as `ids` is. Received: {type(weights).__name__}"
-
-
-def _equal(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    return tf.cond(
-        tf.reduce_all(tf.equal(tf.shape(a), tf.shape(b))),
-        lambda: tf.reduce_all(tf.equal(a, b)),
-        lambda: tf.constant(False),
-    )
-
-
-def _checked(value: tf.Tensor, condition: tf.Tensor, message: Callable[[], Any]) -> tf.Tensor:
-    """Returns `value`, or fails with `InvalidArgumentError` when it is computed."""
-    check = tf.cond(
-        condition,
-        lambda: True,
-        lambda: _fail(message()),
-    )
-    with tf.control_dependencies([check]):
-        return tf.identity(value)
-
-
-def _fail(message: Any) -> tf.Tensor:
-    if tf.executing_eagerly():  # where Assert would wrap the message in words of its own
-        raise tf.errors.InvalidArgumentError(None, None, message.numpy().decode())
-    with tf.control_dependencies([tf.debugging.Assert(False, [message], summarize=1)]):
-        return tf.constant(False)
+def _with_int64_ids(bags: Bags) -> Bags:
+    return Bags(tf.cast(bags.ids, tf.int64), bags.row_splits, bags.weights)
 
 
 # ---- Gradients of the native ops -----------------------------------------------------------------
 
 
-def _bag_arguments(op: tf.Operation) -> dict[str, Any]:
+def casted_gradient(op: tf.Operation) -> dict[str, Any]:
+    """The inputs and attributes that the gradient ops of the native forward op `op` share."""
+    tables = op.get_attr("num_tables")
+    features = op.get_attr("num_features")
+    inputs = list(op.inputs)[tables:]
+    ids, row_splits, weights = (inputs[i * features : (i + 1) * features] for i in range(3))
     return {
-        "ids": op.inputs[1],
-        "row_splits": op.inputs[2],
-        "weights": op.inputs[3],
-        "combiner": op.get_attr("combiner"),
-        "padding_id": op.get_attr("padding_id"),
+        "ids": ids,
+        "row_splits": row_splits,
+        "weights": weights,
+        **{
+            name: op.get_attr(name) for name in ("weighted", "combiners", "padding_ids", "table_of")
+        },
     }
 
 
-def _gradients(op: tf.Operation, grads: tf.Tensor, table_shape: tf.Tensor, weight_grad: Any) -> Any:
-    bags = _bag_arguments(op)
-    weighted = op.get_attr("weighted")
-    unique_ids, values = _loader.load().tfrec_efficient_gather_reduce_grad(
-        grads=grads, weighted=weighted, **bags
+def _gradients(
+    op: tf.Operation, grads: tf.Tensor, shape_of: Callable[[Any], tf.Tensor], weight_grad: Any
+) -> Any:
+    module = _loader.load()
+    num_tables = op.get_attr("num_tables")
+    num_castings = op.get_attr("num_castings")
+    common = casted_gradient(op)
+    tables = list(op.inputs)[:num_tables]
+    # Here it depends on ids only, so a graph runs it beside the forward pass.
+    castings = list(op.inputs)[
+        len(op.inputs) - num_castings :
+    ] or module.tfrec_efficient_cast_indices(
+        ids=common["ids"],
+        table_of=common["table_of"],
+        padding_ids=common["padding_ids"],
+        num_tables=num_tables,
     )
-    table_grad = tf.IndexedSlices(values, unique_ids, table_shape)
-    if not weighted or 3 in (getattr(op, "skip_input_indices", None) or ()):  # nobody asks for it
-        return table_grad, None, None, None
-    return table_grad, None, None, weight_grad(table=op.inputs[0], grads=grads, **bags)
+    shapes = [shape_of(table) for table in tables]
+    unique_ids, values = module.tfrec_efficient_gather_reduce_grad(
+        grads=grads, castings=castings, dims=_dims(shapes), **common
+    )
+    table_grads = [
+        tf.IndexedSlices(*gradient) for gradient in zip(values, unique_ids, shapes, strict=True)
+    ]
+    features = op.get_attr("num_features")
+    first_weights = num_tables + 2 * features
+    unasked = getattr(op, "skip_input_indices", None) or ()
+    weight_grads: list[Any] = [None] * features
+    if any(common["weighted"]) and not all(
+        first_weights + i in unasked for i in range(features) if common["weighted"][i]
+    ):
+        weight_grads = [
+            gradient if weighted else None
+            for gradient, weighted in zip(
+                weight_grad(tables=tables, grads=grads, **common), common["weighted"], strict=True
+            )
+        ]
+    return [*table_grads, *[None] * (2 * features), *weight_grads, *[None] * num_castings]
+
+
+def _dims(shapes: Sequence[tf.Tensor]) -> list[int]:
+    if len(shapes) == 1:
+        return [-1]  # the width of the gradient; only the shape of many tables must be static
+    dims = [tf.get_static_value(shape) for shape in shapes]
+    if any(shape is None for shape in dims):
+        raise ValueError("The shapes of `tables` must be static where there are several.")
+    return [int(shape[1]) for shape in dims]
 
 
 @tf.RegisterGradient("TfrecEfficient>GatherReduce")
@@ -334,7 +296,7 @@ def _gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
     return _gradients(
         op,
         grads,
-        tf.shape(op.inputs[0], out_type=tf.int64),
+        lambda table: tf.shape(table, out_type=tf.int64),
         _loader.load().tfrec_efficient_gather_reduce_weight_grad,
     )
 
@@ -344,7 +306,7 @@ def _resource_gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
     return _gradients(
         op,
         grads,
-        tf.raw_ops.VariableShape(input=op.inputs[0], out_type=tf.int64),
+        lambda table: tf.raw_ops.VariableShape(input=table, out_type=tf.int64),
         _loader.load().tfrec_efficient_resource_gather_reduce_weight_grad,
     )
 
@@ -360,20 +322,61 @@ def _no_second_gradient(op: tf.Operation, *grads: tf.Tensor) -> Any:
 # ---- Reference -----------------------------------------------------------------------------------
 
 
-def _reference(table: Any, bags: _Bags, combiner: str, padding_id: int | None) -> tf.Tensor:
+def _reference_many(
+    tables: Sequence[Any],
+    bags: Sequence[Bags],
+    table_of: Sequence[int],
+    combiners: Sequence[str],
+    padding_ids: Sequence[int | None],
+    castings: Sequence[tf.Tensor],
+) -> tf.Tensor:
     """The same result, rules and gradient in plain TensorFlow."""
+    outputs = [
+        _reference(tables[table_of[i]], of_feature, combiners[i], padding_ids[i])
+        for i, of_feature in enumerate(bags)
+    ]
+    output = outputs[0] if len(outputs) == 1 else tf.concat(outputs, axis=1)
+    if not castings:
+        return output
+    expected = cast_tables(bags, padding_ids, table_of, len(tables))
+    return _with_checked_castings(output, expected, castings)
+
+
+@tf.custom_gradient
+def _with_checked_castings(
+    output: tf.Tensor, expected: Sequence[tf.Tensor], castings: Sequence[tf.Tensor]
+) -> Any:
+    """Compares castings when the gradient is taken, which is when the native op uses them."""
+
+    def gradient(upstream: tf.Tensor) -> Any:
+        for theirs, ours in zip(castings, expected, strict=True):
+            theirs, ours = tf.reshape(theirs, [-1]), tf.reshape(ours, [-1])
+            upstream = checked(
+                upstream,
+                equal(theirs, ours),
+                lambda theirs=theirs: text(
+                    "`casting` must be what `cast_indices` returns for these `ids`. ",
+                    tf.strings.format("Received: {}", theirs),
+                ),
+            )
+        return upstream, [None] * len(expected), [None] * len(castings)
+
+    return tf.identity(output), gradient
+
+
+def _reference(table: Any, bags: Bags, combiner: str, padding_id: int | None) -> tf.Tensor:
     if table.shape.rank is None:
-        table = _checked(
+        table = checked(
             table,
             tf.rank(table) == 2,
-            lambda: _text("`table` must have rank 2. Received: rank ", tf.rank(table)),
+            lambda: text("`table` must have rank 2. Received: rank ", tf.rank(table)),
         )
     ids, segments, batch, weights = _checked_lookups(table, bags, padding_id)
 
     # Reading each row once is what makes the gradient of `table` arrive coalesced.
     unique_ids = tf.sort(tf.unique(ids).y)
     rows = tf.gather(table, unique_ids)
-    wide = _weight_dtype(table)
+    wide = weight_dtype(table)
     lookups = _expand(tf.cast(rows, wide), tf.searchsorted(unique_ids, ids))
 
     if weights is not None:
@@ -401,21 +404,21 @@ def _expand(rows: tf.Tensor, positions: tf.Tensor) -> Any:
     return tf.gather(rows, positions), gradient
 
 
-def _checked_lookups(table: Any, bags: _Bags, padding_id: int | None) -> Any:
+def _checked_lookups(table: Any, bags: Bags, padding_id: int | None) -> Any:
     """Flat ids, their bags, the number of bags, and flat weights; padding and faults are gone."""
     ids, weights = bags.ids, bags.weights
     row_splits = bags.row_splits
     if weights is not None:
-        weights = _checked(
+        weights = checked(
             weights,
             tf.reduce_all(tf.equal(tf.shape(weights), tf.shape(ids))),
-            lambda: _text(
+            lambda: text(
                 "`weights` must have the shape of `ids`, ",
                 tf.strings.format("{}. Received: shape {}", (tf.shape(ids), tf.shape(weights))),
             ),
         )
     if ids.shape.rank == 1:
-        row_splits = _checked_row_splits(ids, row_splits)
+        row_splits = checked_row_splits(ids, row_splits)
         batch = tf.size(row_splits, out_type=tf.int64) - 1
         segments = tf.searchsorted(
             row_splits[1:], tf.range(tf.size(ids, out_type=tf.int64)), side="right"
@@ -436,67 +439,28 @@ def _checked_lookups(table: Any, bags: _Bags, padding_id: int | None) -> Any:
     rows = tf.cast(table.shape[0] if is_static else tf.shape(table)[0], tf.int64)
     is_row = is_padding | ((ids >= 0) & (tf.cast(ids, tf.int64) < rows))
     unless = "" if padding_id is None else f" or `padding_id={padding_id}`"
-    ids = _checked(
+    ids = checked(
         ids,
         tf.reduce_all(is_row),
-        lambda: _text(
+        lambda: text(
             "`ids` must be in `[0, ",
             rows,
             f")`{unless}. Received: ",
-            _first_entry("ids", ids, is_row, hotness),
+            first_entry("ids", ids, is_row, hotness),
         ),
     )
     if weights is not None:
         weights = tf.reshape(weights, [-1])
         is_finite = is_padding | tf.math.is_finite(weights)
-        weights = _checked(
+        weights = checked(
             weights,
             tf.reduce_all(is_finite),
-            lambda: _text(
+            lambda: text(
                 "`weights` must be finite. Received: ",
-                _first_entry("weights", weights, is_finite, hotness),
+                first_entry("weights", weights, is_finite, hotness),
             ),
         )
     if padding_id is not None:
         ids, segments = ids[~is_padding], segments[~is_padding]
         weights = None if weights is None else weights[~is_padding]
     return ids, segments, batch, weights
-
-
-def _checked_row_splits(ids: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
-    lookups = tf.size(ids, out_type=tf.int64)
-    # The rules in the order in which the native op looks at them.
-    fits = tf.concat(
-        [row_splits[:1] == 0, row_splits[1:] >= row_splits[:-1], row_splits[-1:] == lookups], 0
-    )
-    culprit = tf.minimum(tf.argmin(tf.cast(fits, tf.int32)), tf.size(row_splits, tf.int64) - 1)
-    return _checked(
-        row_splits,
-        tf.reduce_all(fits),
-        lambda: _text(
-            "`row_splits` must start at 0, never decrease and end at the number of ids, ",
-            lookups,
-            ". Received: `row_splits[",
-            culprit,
-            "]=",
-            row_splits[culprit],
-            "`",
-        ),
-    )
-
-
-def _first_entry(name: str, values: tf.Tensor, good: tf.Tensor, hotness: Any) -> tf.Tensor:
-    position = tf.argmin(tf.cast(good, tf.int32), output_type=tf.int32)
-    value = values[position]
-    if hotness is None:
-        return _text(f"`{name}.values[", position, "]=", value, "`")
-    return _text(f"`{name}[", position // hotness, ", ", position % hotness, "]=", value, "`")
-
-
-def _text(*parts: Any) -> tf.Tensor:
-    return tf.strings.join(
-        [
-            part if isinstance(part, str) or part.dtype == tf.string else tf.strings.as_string(part)
-            for part in parts
-        ]
-    )

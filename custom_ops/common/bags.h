@@ -3,11 +3,13 @@
 // Bag b holds the lookups [Begin(b), End(b)). A lookup is one (id, weight) pair; its position is
 // its index in the flat id array. Lookups whose id is the padding id do not exist for any purpose:
 // they are not range-checked, not counted by a combiner, and their weight is never read.
-#ifndef TFREC_CUSTOM_OPS_GATHER_REDUCE_BAGS_H_
-#define TFREC_CUSTOM_OPS_GATHER_REDUCE_BAGS_H_
+#ifndef TFREC_CUSTOM_OPS_COMMON_BAGS_H_
+#define TFREC_CUSTOM_OPS_COMMON_BAGS_H_
 
 #include <cmath>
 #include <cstdint>
+
+#include "custom_ops/common/narrow_float.h"
 
 namespace tfrec {
 
@@ -97,6 +99,16 @@ Weight BagDivisor(const Bags<Id>& bags, const Weight* weights, Combiner combiner
   return sum.Divisor();
 }
 
+// One input of a pooled lookup. A row of the output, and of its gradient, is as wide as all
+// features together; this one owns the columns from `column` on.
+template <typename T, typename Id>
+struct Feature {
+  Bags<Id> bags;
+  const Accumulator<T>* weights;  // by position; null means ones
+  Combiner combiner;
+  int64_t column;
+};
+
 }  // namespace tfrec
 
-#endif  // TFREC_CUSTOM_OPS_GATHER_REDUCE_BAGS_H_
+#endif  // TFREC_CUSTOM_OPS_COMMON_BAGS_H_

@@ -1,0 +1,47 @@
+"""Tables: what may be one, and how native ops reach it."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common.variables import AutocastScope
+
+
+def weight_dtype(table: Any) -> tf.DType:
+    """The dtype of the weights of lookups, and of sums of rows, of `table`."""
+    return tf.float64 if table.dtype == tf.float64 else tf.float32
+
+
+def is_variable(table: Any) -> bool:
+    """Whether `table` has a handle, after `as_table`."""
+    return isinstance(table, tf.Variable)
+
+
+def handle_on_cpu(variable: tf.Variable) -> tf.Tensor | None:
+    """The handle that the native op can use, or None where only stock ops can read `variable`."""
+    if "GPU" in variable.device or "TPU" in variable.device:
+        return None
+    if variable.synchronization == tf.VariableSynchronization.ON_READ:  # a sum over replicas
+        return None
+    try:
+        return variable.handle
+    except ValueError:  # a tf.function inside a replica of tf.distribute does not know which it is
+        return None
+
+
+def as_table(table: Any) -> Any:
+    """Returns a `tf.Variable` or tensor of rank 2 and a dtype that ops take; else ValueError."""
+    if isinstance(table, keras.Variable):
+        # A layer in mixed precision casts the variables that it touches: here, a whole table.
+        with AutocastScope(None):
+            table = table.value
+    if not is_variable(table):
+        table = tf.convert_to_tensor(table)
+    if table.dtype not in (tf.float32, tf.float16, tf.bfloat16, tf.float64):
+        raise ValueError(
+            "`table` must have dtype float32, float16, bfloat16 or float64. "
+            f"Received: dtype {table.dtype.name}"
+        )
+    if table.shape.rank not in (None, 2):
+        raise ValueError(f"`table` must have rank 2. Received: shape {table.shape}")
+    return table

@@ -1,0 +1,177 @@
+"""Row update: one optimizer step on the rows of a table that a batch has looked up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfrec_efficient.ops import _loader
+from tfrec_efficient.ops._bags import Bags
+from tfrec_efficient.ops._bags import bag_attributes
+from tfrec_efficient.ops._tables import as_table
+from tfrec_efficient.ops._tables import handle_on_cpu
+from tfrec_efficient.ops._tables import weight_dtype
+from tfrec_efficient.ops.casting import cast_tables
+from tfrec_efficient.ops.gather_reduce import casted_gradient
+
+# For each rule, its slots and its hyperparameters in the order of row_updater.h.
+RULES = {
+    "sgd": (0, ()),
+    "momentum": (1, ("momentum",)),
+    "nesterov": (1, ("momentum",)),
+    "adagrad": (1, ("epsilon",)),
+    "rowwise_adagrad": (1, ("epsilon",)),
+    "adam": (2, ("epsilon", "one_minus_beta_1", "one_minus_beta_2", "alpha")),
+    "amsgrad": (3, ("epsilon", "one_minus_beta_1", "one_minus_beta_2", "alpha")),
+    "ftrl": (2, ("learning_rate_power", "l1", "l2", "l2_shrinkage")),
+}
+_HYPERPARAMETERS = 7
+
+
+def row_update(
+    table: Any,
+    gradient: tf.IndexedSlices,
+    rule: str,
+    learning_rate: Any,
+    slots: Sequence[Any] = (),
+    decay: Any = 0.0,
+    rounding_seed: Any = None,
+    **hyperparameters: Any,
+) -> None:
+    """Lets an optimizer rule update the rows of a table that a gradient belongs to, in place.
+
+    Contributions to one row are summed first. Each row, and its rows in the slots, is then read,
+    updated and written once; no other row is touched, and nothing as large as the table is made.
+    With `g` the gradient of a row `w`, and before all rules `w -= decay * w`:
+
+    - `"sgd"`: `w -= learning_rate * g`
+    - `"momentum"`: `m = momentum * m - learning_rate * g; w += m`
+    - `"nesterov"`: `m` as above; `w += momentum * m - learning_rate * g`
+    - `"adagrad"`: `a += g**2; w -= learning_rate * g / sqrt(a + epsilon)`
+    - `"rowwise_adagrad"`: the same with one `a` for the row, `a += mean(g**2)`
+    - `"adam"`: `m += one_minus_beta_1 * (g - m); v += one_minus_beta_2 * (g**2 - v);
+      w -= alpha * m / (sqrt(v) + epsilon)`
+    - `"amsgrad"`: `m` and `v` as above; `u = max(u, v)` stands for `v` in `w`
+    - `"ftrl"`: with `p = -learning_rate_power`, `n = a + g**2`:
+      `z += g + 2 * l2_shrinkage * w - (n**p - a**p) / learning_rate * w;
+      w = (clip(z, -l1, l1) - z) / (n**p / learning_rate + 2 * l2); a = n`
+
+    Inside a `tf.function`, a gradient that comes straight from the native `gather_reduce` is not
+    materialised at all: the update gathers it while it goes. The result is the same, to the bit.
+
+    Args:
+        table: `tf.Variable` or `keras.Variable` of shape `(rows, dim)` and dtype float32, float16,
+            bfloat16 or float64.
+        gradient: Its gradient. Ids may repeat.
+        rule: One of the names above.
+        learning_rate: Scalar.
+        slots: Variables `m`, `a`, `(m, v)`, `(m, v, u)` or `(a, z)`, as the rule needs them, of
+            shape `(rows, dim)` or, for `"rowwise_adagrad"`, `(rows,)`. They are float64 where the
+            table is, else float32. Defaults to none.
+        decay: Scalar, the share of a row that is subtracted from it first. Defaults to 0.
+        rounding_seed: int64 scalar, or None. Rows narrower than float32 are rounded to a neighbour
+            at random, in the mean to the exact value, by bits that depend on this seed, the row and
+            the column; with None, to the nearest. Defaults to None.
+        **hyperparameters: Scalars, by the names that the rule gives them.
+
+    Raises:
+        ValueError: The rule is unknown, or slots or hyperparameters are not those of the rule.
+        tf.errors.InvalidArgumentError: An id is outside `[0, rows)`, or shapes do not fit.
+
+    Example:
+    >>> import tensorflow as tf
+    >>> import tfrec_efficient as tfrec
+    >>> table = tf.Variable([[1.0], [1.0], [1.0]])
+    >>> gradient = tf.IndexedSlices(tf.constant([[1.0], [2.0]]), tf.constant([2, 2]))
+    >>> tfrec.ops.row_update(table, gradient, "sgd", learning_rate=0.5)
+    >>> table.numpy().tolist()
+    [[1.0], [1.0], [-0.5]]
+
+    References:
+        - The rules are those of `keras.optimizers`, with the gradient of a row summed first as in
+          TensorFlow 1 and in the exact optimizers of FBGEMM. `"adam"` is lazy: rows without a
+          gradient do not move, where Keras moves all.
+        - Gather and update in one pass: Kwon, Lee and Rhu, HPCA 2021, section IV-A, and ours.
+    """
+    table = as_table(table)
+    slots = [
+        slot.value if hasattr(slot, "value") and not callable(slot.value) else slot
+        for slot in slots
+    ]
+    _check_rule(rule, slots, hyperparameters)
+    dtype = weight_dtype(table)
+    scalars = [learning_rate, decay, *(hyperparameters[name] for name in RULES[rule][1])]
+    scalars += [0.0] * (_HYPERPARAMETERS - len(scalars))
+    scalars = tf.stack([tf.cast(scalar, dtype) for scalar in scalars])
+    seed = None if rounding_seed is None else tf.cast(rounding_seed, tf.int64)
+    module = _loader.native()
+    handles = [handle_on_cpu(variable) for variable in (table, *slots)]
+    if module is None or None in handles:
+        _reference(table, slots, gradient, rule, scalars, seed)
+        return
+    module.tfrec_efficient_resource_row_update(
+        table=handles[0],
+        slots=handles[1:],
+        hyperparameters=scalars,
+        rounding_seed=tf.constant(0, tf.int64) if seed is None else seed,
+        round_at_random=seed is not None,
+        rule=rule,
+        **(_source(gradient) or _as_lookups(gradient, table)),
+    )
+
+
+def _check_rule(rule: str, slots: Sequence[Any], hyperparameters: dict[str, Any]) -> None:
+    if rule not in RULES:
+        raise ValueError(f"`rule` must be one of {sorted(RULES)}. Received: rule={rule!r}")
+    count, names = RULES[rule]
+    if len(slots) != count:
+        raise ValueError(f"`slots` of the rule {rule!r} must be {count}. Received: {len(slots)}")
+    if set(hyperparameters) != set(names):
+        raise ValueError(
+            f"The rule {rule!r} takes the hyperparameters {sorted(names)}. "
+            f"Received: {sorted(hyperparameters)}"
+        )
+
+
+def _as_lookups(gradient: tf.IndexedSlices, table: tf.Variable) -> dict[str, Any]:
+    """A gradient is that of bags of one lookup each."""
+    bags = Bags(tf.reshape(gradient.indices, [-1, 1]), tf.zeros([0], tf.int64), None)
+    return {
+        **bag_attributes([bags], ["sum"], [None], weight_dtype(table)),
+        "grads": gradient.values,
+        "columns": [0],
+        "casting": cast_tables([bags], [None], [0], 1)[0],
+    }
+
+
+def _source(gradient: tf.IndexedSlices) -> dict[str, Any] | None:
+    """What the native op would compute `gradient` from, or None where something else made it.
+
+    Only graphs know where a tensor comes from. The op that is passed over has no other reader then,
+    and never runs.
+    """
+    values = gradient.values
+    if not tf.is_symbolic_tensor(values):
+        return None
+    while values.op.type == "Identity":
+        values = values.op.inputs[0]
+    op = values.op
+    if op.type != "TfrecEfficient>GatherReduceGrad":
+        return None
+    num_tables = op.get_attr("num_tables")
+    table = values.value_index - num_tables
+    indices = gradient.indices
+    while indices.op.type == "Identity":
+        indices = indices.op.inputs[0]
+    if indices.op is not op or indices.value_index != table:
+        return None
+    common = casted_gradient(op)
+    table_of, dims = common.pop("table_of"), op.get_attr("dims")
+    columns = [sum(dims[t] for t in table_of[:i]) for i in range(len(table_of))]
+    mine = [i for i, of in enumerate(table_of) if of == table]
+    return {
+        **{name: [entries[i] for i in mine] for name, entries in common.items()},
+        "grads": op.inputs[0],
+        "columns": [columns[i] for i in mine],
+        "casting": op.inputs[len(op.inputs) - num_tables + table],
+    }
