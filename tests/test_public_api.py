@@ -22,7 +22,13 @@ def run(code, **environment):
 
 def test_the_names_of_the_house():
     public = {name for name in vars(tfrec) if not name.startswith("_")}
-    assert public - {"embedding", "version", "testing"} == {"EmbeddingBag", "data", "ops"}
+    assert public - {"embedding", "version", "testing"} == {
+        "EmbeddingBag",
+        "EmbeddingBagCollection",
+        "data",
+        "ops",
+        "optimizers",
+    }
     assert tfrec.__version__.count(".") == 2
 
 

@@ -4,6 +4,8 @@ What lies where, in the order in which data flows:
 
 - `data`: public data sets, and splits of them.
 - `EmbeddingBag`: a Keras layer that pools rows of an embedding table.
+- `EmbeddingBagCollection`: many features and tables in one op.
+- `optimizers`: Keras optimizers that update only the rows of a table that have a gradient.
 - `ops`: the C++ ops below the layers, each with a pure-TensorFlow reference.
 - `testing`: test harnesses for layers, ops and dataset transforms; imported by name.
 """
@@ -19,5 +21,9 @@ if _keras.backend.backend() != "tensorflow":
 
 from tfrec_efficient import data as data
 from tfrec_efficient import ops as ops
+from tfrec_efficient import optimizers as optimizers
 from tfrec_efficient.embedding.embedding_bag import EmbeddingBag as EmbeddingBag
+from tfrec_efficient.embedding.embedding_bag_collection import (
+    EmbeddingBagCollection as EmbeddingBagCollection,
+)
 from tfrec_efficient.version import __version__ as __version__

@@ -119,16 +119,19 @@ absl::Status WeightGradShape(InferenceContext* c) {
 REGISTER_OP("TfrecEfficient>ResourceGatherReduce")
     .Input("tables: num_tables * resource") TFREC_BAG_INPUTS.Input("castings: num_castings * int64")
     .Output("output: dtype") TFREC_BAG_ATTRS TFREC_TABLE_ATTRS.Attr("num_castings: int >= 0")
+    .Attr("dims: list(int)")
     .SetIsStateful()
     .SetShapeFn(ForwardShape<true>)
     .Doc(
         "Pools rows of the variables behind `tables`, each `(rows, dim)`: feature i looks up in "
         "table `table_of[i]`. The features stand side by side in the output, "
-        "`(batch, sum of dims)`. `castings`, those of `ids` or none, wait here for the gradient.");
+        "`(batch, sum of dims)`. `castings`, those of `ids` or none, and `dims`, the widths of the "
+        "tables or -1, wait here for the gradient.");
 
 REGISTER_OP("TfrecEfficient>GatherReduce")
     .Input("tables: num_tables * dtype") TFREC_BAG_INPUTS.Input("castings: num_castings * int64")
     .Output("output: dtype") TFREC_BAG_ATTRS TFREC_TABLE_ATTRS.Attr("num_castings: int >= 0")
+    .Attr("dims: list(int)")
     .SetShapeFn(ForwardShape<false>)
     .Doc(
         "Pools rows of `tables`, each `(rows, dim)`: feature i looks up in table `table_of[i]`. "

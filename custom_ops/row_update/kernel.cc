@@ -95,9 +95,8 @@ class RowUpdateOp final : public BagKernel<T, Id> {
                         const Casting& casting, TrainedTable<Stored>* table) {
     Tensor* rows = nullptr;
     TF_RETURN_IF_ERROR(variables.Get(0, "table", DataTypeToEnum<T>::value, &rows));
-    if (!TensorShapeUtils::IsMatrix(rows->shape())) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("`table` must have rank 2. Received: shape ", rows->shape().DebugString()));
+    if (rows->dims() == 0) {
+      return absl::InvalidArgumentError("`table` must have rank 1 or more. Received: a scalar");
     }
     if (casting.count > 0 && casting.Id(casting.count - 1) >= rows->dim_size(0)) {
       return absl::InvalidArgumentError(
@@ -117,7 +116,7 @@ class RowUpdateOp final : public BagKernel<T, Id> {
     }
     TF_RETURN_IF_ERROR(MakeWritable(ctx, rows));
     table->rows = CoreData<T>(rows);
-    table->dim = rows->dim_size(1);
+    table->dim = rows->NumElements() / std::max<int64_t>(1, rows->dim_size(0));
     table->slot_count = info_.slots;
     table->slot_dim = scalar ? 1 : table->dim;
     for (int s = 0; s < info_.slots; ++s) {

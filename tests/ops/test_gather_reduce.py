@@ -555,6 +555,7 @@ if "native" in implementations():
                 combiners=["sum"],
                 padding_ids=[-(2**63)],
                 table_of=[0],
+                dims=[-1],
             )
 
     def test_a_second_derivative_says_that_there_is_none():

@@ -3,17 +3,17 @@
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.embedding._ids import check_dtype
+from tfrec_efficient.embedding._ids import whole_numbers
 from tfrec_efficient.ops._bags import check_padding_id
 from tfrec_efficient.ops.gather_reduce import COMBINERS
 from tfrec_efficient.ops.gather_reduce import Combiner
 from tfrec_efficient.ops.gather_reduce import gather_reduce
 
-# Whole numbers up to here are exact in a floating point dtype, and beyond it ids would collide.
-_EXACT_UP_TO = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24, "float64": 2**53}
 _SPARSE_NEEDS_COMBINER = "Sparse `ids` need a combiner. Received: combiner=None"
-_SMALL_INTEGERS = (tf.int8, tf.int16, tf.uint8, tf.uint16, tf.uint32)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_efficient")
@@ -29,9 +29,10 @@ class EmbeddingBag(keras.layers.Layer):
     an optimizer has updated it sparsely. The gradient of a call has each row once.
 
     Ids are never wrapped or clipped: one outside `[0, input_dim)` is an error, where
-    `keras.layers.Embedding` counts negative ids from the end. Quantisation and LoRA of
-    `keras.layers.Embedding` are not offered. A regularizer or constraint is applied to the whole
-    table at each step, as in Keras, and makes the step as slow as the table is large.
+    `keras.layers.Embedding` counts negative ids from the end. `quantize("int8")`, or that of a
+    model, turns a trained table into int8 rows with a scale each; LoRA is not offered. A
+    regularizer or constraint is applied to the whole table at each step, as in Keras, and makes the
+    step as slow as the table is large.
 
     Args:
         input_dim: int. Rows of the table; ids are in `[0, input_dim)`.
@@ -55,6 +56,7 @@ class EmbeddingBag(keras.layers.Layer):
             what `keras.Sequential` passes on, are accepted where that dtype is exact up to
             `input_dim`.
         weights: Floating point tensor like `ids`, or None. Needs a combiner.
+        casting: `tfrec_efficient.ops.cast_indices(ids, padding_id)`, computed ahead, or None.
 
     Raises:
         tf.errors.InvalidArgumentError: An id is out of range or a weight is not finite. The
@@ -120,8 +122,14 @@ class EmbeddingBag(keras.layers.Layer):
             self.build()
             self.set_weights(weights if isinstance(weights, list) else [weights])
 
-    def build(self, ids_shape: Any = None, weights_shape: Any = None) -> None:
+    def build(
+        self, ids_shape: Any = None, weights_shape: Any = None, casting_shape: Any = None
+    ) -> None:
         if self.built:
+            return
+        if self.quantization_mode == "int8":
+            self._build_int8()
+            self.built = True
             return
         self.embeddings = self.add_weight(
             name="embeddings",
@@ -133,22 +141,30 @@ class EmbeddingBag(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, ids: Any, weights: Any = None) -> Any:
-        ids = self._whole_numbers(ids)
+    def call(self, ids: Any, weights: Any = None, casting: Any = None) -> Any:
+        ids = whole_numbers(ids, self.input_dim)
         if self.combiner is None:
             if weights is not None:
                 raise ValueError("`weights` need a combiner. Received: combiner=None")
-            pooled = self._look_up(ids)
+            pooled = self._look_up(ids, casting)
         elif isinstance(ids, tf.RaggedTensor | tf.SparseTensor) or ids.shape.rank == 2:
-            pooled = self._pool(ids, weights)
+            pooled = self._pool(ids, weights, casting)
         else:
-            pooled = self._pool_last_axis(ids, weights)
+            pooled = self._pool_last_axis(ids, weights, casting)
         return keras.ops.cast(pooled, self.compute_dtype)
 
-    def _pool(self, ids: Any, weights: Any) -> tf.Tensor:
-        return gather_reduce(self.embeddings, ids, weights, self.combiner or "sum", self.padding_id)
+    def _pool(self, ids: Any, weights: Any, casting: Any) -> tf.Tensor:
+        return gather_reduce(
+            self.embeddings,
+            ids,
+            weights,
+            self.combiner or "sum",
+            self.padding_id,
+            casting,
+            self.scales if self.quantization_mode == "int8" else None,
+        )
 
-    def _pool_last_axis(self, ids: tf.Tensor, weights: Any) -> tf.Tensor:
+    def _pool_last_axis(self, ids: tf.Tensor, weights: Any, casting: Any) -> tf.Tensor:
         self._check_rank(ids)
         shape = tf.shape(ids)
         checks = []
@@ -161,30 +177,18 @@ class EmbeddingBag(keras.layers.Layer):
         with tf.control_dependencies(checks):
             bags = tf.concat([[tf.reduce_prod(shape[:-1])], shape[-1:]], 0)
         weights = None if weights is None else tf.reshape(weights, bags)
-        pooled = self._pool(tf.reshape(ids, bags), weights)
+        pooled = self._pool(tf.reshape(ids, bags), weights, casting)
         pooled = tf.reshape(pooled, tf.concat([shape[:-1], [self.output_dim]], 0))
         return tf.ensure_shape(pooled, ids.shape[:-1].concatenate(self.output_dim))
 
-    def _look_up(self, ids: Any) -> Any:
+    def _look_up(self, ids: Any, casting: Any) -> Any:
         if isinstance(ids, tf.SparseTensor):
             raise ValueError(_SPARSE_NEEDS_COMBINER)
         if isinstance(ids, tf.RaggedTensor):
-            return ids.with_flat_values(self._look_up(ids.flat_values))
-        rows = self._pool(tf.reshape(ids, [-1, 1]), None)
+            return ids.with_flat_values(self._look_up(ids.flat_values, casting))
+        rows = self._pool(tf.reshape(ids, [-1, 1]), None, casting)
         rows = tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], 0))
         return tf.ensure_shape(rows, ids.shape.concatenate(self.output_dim))
-
-    def _whole_numbers(self, ids: Any) -> Any:
-        if not isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
-            ids = tf.convert_to_tensor(ids)
-        self._check_dtype(ids)
-        if not ids.dtype.is_floating:
-            return tf.cast(ids, tf.int64) if ids.dtype in _SMALL_INTEGERS else ids
-        values = ids if isinstance(ids, tf.Tensor) else ids.values
-        with tf.control_dependencies(
-            [tf.debugging.assert_equal(values, tf.floor(values), "`ids` must be whole numbers.")]
-        ):
-            return tf.cast(ids, tf.int64)
 
     def _check_rank(self, ids: Any) -> None:
         if len(ids.shape) < 2:
@@ -193,28 +197,17 @@ class EmbeddingBag(keras.layers.Layer):
                 f"Received: shape {tuple(ids.shape)}"
             )
 
-    def _check_dtype(self, ids: Any) -> None:
-        dtype = keras.backend.standardize_dtype(ids.dtype)
-        if dtype in ("string", "bool"):
-            raise ValueError(
-                "`ids` must be integers; for strings, put `keras.layers.StringLookup` or "
-                f"`keras.layers.Hashing` before this layer. Received: dtype {dtype}"
-            )
-        if self.input_dim > _EXACT_UP_TO.get(dtype, self.input_dim):
-            raise ValueError(
-                f"`ids` of dtype {dtype} cannot tell the {self.input_dim} rows apart. "
-                'Pass integers: declare the input as `keras.Input(shape, dtype="int64")`.'
-            )
-
     def compute_mask(self, ids: Any, mask: Any = None) -> Any:
         return keras.ops.not_equal(ids, 0) if self.mask_zero else None
 
-    def compute_output_shape(self, ids_shape: Any, weights_shape: Any = None) -> Any:
+    def compute_output_shape(
+        self, ids_shape: Any, weights_shape: Any = None, casting_shape: Any = None
+    ) -> Any:
         kept = ids_shape if self.combiner is None else ids_shape[:-1]
         return (*kept, self.output_dim)
 
-    def compute_output_spec(self, ids: Any, weights: Any = None) -> Any:
-        self._check_dtype(ids)
+    def compute_output_spec(self, ids: Any, weights: Any = None, casting: Any = None) -> Any:
+        check_dtype(ids, self.input_dim)
         if self.combiner is not None:
             self._check_rank(ids)
         elif getattr(ids, "sparse", False):
@@ -224,6 +217,60 @@ class EmbeddingBag(keras.layers.Layer):
             dtype=self.compute_dtype,
             ragged=self.combiner is None and getattr(ids, "ragged", False),
         )
+
+    def quantize(self, mode: str, type_check: bool = True, config: Any = None) -> None:
+        """Turns the table into int8 rows, each with a float32 scale, for serving.
+
+        Row i becomes `round(row / scales[i])` with `scales[i] = max(abs(row)) / 127`. It takes a
+        quarter of the memory and is not trainable any more. `keras.Model.quantize` calls this.
+
+        Args:
+            mode: `"int8"`.
+            type_check: Not used; Keras passes it. Defaults to True.
+            config: What Keras makes of `mode`. Defaults to None.
+
+        Raises:
+            ValueError: The layer is not built, or quantized already, or a mode or config is
+                another one.
+        """
+        self._check_quantize_args(mode, self.compute_dtype)
+        quantizer = getattr(config, "weight_quantizer", None)
+        if mode != "int8" or quantizer is not None:
+            raise ValueError(
+                '`quantize` takes `mode="int8"` and no quantizer of its own. '
+                f"Received: mode={mode!r}, weight_quantizer={quantizer!r}"
+            )
+        rows, scales = _quantized(self.embeddings.value)
+        self._tracker.unlock()
+        self._untrack_variable(self.embeddings)
+        self._build_int8()
+        self._tracker.lock()
+        self.embeddings.assign(rows)
+        self.scales.assign(scales)
+        self._is_quantized = True
+        self.dtype_policy = keras.dtype_policies.get(f"int8_from_{self.dtype_policy.name}")
+
+    def _build_int8(self) -> None:
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.input_dim, self.output_dim),
+            initializer="zeros",
+            dtype="int8",
+            trainable=False,
+            autocast=False,
+        )
+        self.scales = self.add_weight(
+            name="scales",
+            shape=(self.input_dim,),
+            initializer="ones",
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+        )
+        self._is_quantized = True
+
+    def _int8_call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -238,3 +285,21 @@ class EmbeddingBag(keras.layers.Layer):
             mask_zero=self.mask_zero,
         )
         return config
+
+
+def _quantized(table: tf.Variable) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in int8, and what to multiply each by; in parts, so that no copy of all is made."""
+    input_dim, output_dim = table.shape
+    rows = np.empty((input_dim, output_dim), np.int8)
+    scales = np.empty(input_dim, np.float32)
+    part = max(1, 2**20 // output_dim)
+    for start in range(0, input_dim, part):
+        ids = tf.range(start, min(start + part, input_dim))
+        values = gather_reduce(table, ids[:, tf.newaxis]).numpy().astype(np.float32)
+        largest = np.abs(values).max(axis=1)
+        # A row of zeros keeps them at any scale.
+        scales[start : start + part] = np.where(largest > 0, largest / 127, 1)
+        rows[start : start + part] = np.rint(
+            values / scales[start : start + part, np.newaxis]
+        ).astype(np.int8)
+    return rows, scales

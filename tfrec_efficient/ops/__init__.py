@@ -8,5 +8,7 @@ with native ops.
 from tfrec_efficient.ops._loader import library_path as library_path
 from tfrec_efficient.ops._loader import load_all as load_all
 from tfrec_efficient.ops.casting import cast_indices as cast_indices
+from tfrec_efficient.ops.gather_reduce import coalesce as coalesce
 from tfrec_efficient.ops.gather_reduce import gather_reduce as gather_reduce
 from tfrec_efficient.ops.gather_reduce import gather_reduce_many as gather_reduce_many
+from tfrec_efficient.ops.row_update import row_update as row_update

@@ -170,6 +170,13 @@ def _fail(message: Any) -> tf.Tensor:
         return tf.constant(False)
 
 
+def of_one_dtype(bags: Sequence[Bags]) -> list[Bags]:
+    """The same features, with int64 ids where their dtypes differ."""
+    if len({feature.ids.dtype for feature in bags}) == 1:
+        return list(bags)
+    return [dataclasses.replace(feature, ids=tf.cast(feature.ids, tf.int64)) for feature in bags]
+
+
 def bag_attributes(
     bags: Sequence[Bags],
     combiners: Sequence[str],

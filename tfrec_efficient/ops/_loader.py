@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import sys
 import types
 import warnings
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import tensorflow as tf
 
 _LIBRARY = Path(__file__).with_name("libtfrec_ops.so")
+_PACKAGE = Path(__file__).parents[1]
 _BUILD_INFO = Path(__file__).with_name("libtfrec_ops.json")
 
 # In a checkout that the package was not installed from in place, Python finds the source first.
@@ -87,8 +89,16 @@ def _warn_once() -> None:
         "The native ops of tfrec_efficient are not installed, so its slower pure-TensorFlow "
         f"references are used; TFREC_OPS=python silences this warning.{_WHY_ABSENT}",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=_level_of_caller(),
     )
+
+
+def _level_of_caller() -> int:
+    """How many frames up from the caller of this function the code of the user is."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @functools.cache

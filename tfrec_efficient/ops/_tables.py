@@ -29,15 +29,27 @@ def handle_on_cpu(variable: tf.Variable) -> tf.Tensor | None:
         return None
 
 
-def as_table(table: Any) -> Any:
+def as_tf(variable: Any) -> Any:
+    """Returns the `tf.Variable` behind a `keras.Variable`, or what it was given."""
+    if not isinstance(variable, keras.Variable):
+        return variable
+    # A layer in mixed precision casts the variables that it touches: here, a whole table.
+    with AutocastScope(None):
+        return variable.value
+
+
+def as_table(table: Any, is_quantized: bool = False) -> Any:
     """Returns a `tf.Variable` or tensor of rank 2 and a dtype that ops take; else ValueError."""
-    if isinstance(table, keras.Variable):
-        # A layer in mixed precision casts the variables that it touches: here, a whole table.
-        with AutocastScope(None):
-            table = table.value
+    table = as_tf(table)
     if not is_variable(table):
         table = tf.convert_to_tensor(table)
-    if table.dtype not in (tf.float32, tf.float16, tf.bfloat16, tf.float64):
+    if is_quantized:
+        if table.dtype != tf.int8 or not is_variable(table):
+            raise ValueError(
+                "A table with `scales` must be an int8 variable. "
+                f"Received: {type(table).__name__} of dtype {table.dtype.name}"
+            )
+    elif table.dtype not in (tf.float32, tf.float16, tf.bfloat16, tf.float64):
         raise ValueError(
             "`table` must have dtype float32, float16, bfloat16 or float64. "
             f"Received: dtype {table.dtype.name}"

@@ -8,10 +8,12 @@ import tensorflow as tf
 from tfrec_efficient.ops import _loader
 from tfrec_efficient.ops._bags import NO_PADDING
 from tfrec_efficient.ops._bags import Bags
+from tfrec_efficient.ops._bags import as_bags
 from tfrec_efficient.ops._bags import check_ids_dtype
 from tfrec_efficient.ops._bags import check_padding_id
 from tfrec_efficient.ops._bags import checked
 from tfrec_efficient.ops._bags import first_entry
+from tfrec_efficient.ops._bags import of_one_dtype
 from tfrec_efficient.ops._bags import text
 
 
@@ -63,6 +65,17 @@ def cast_indices(ids: Any, padding_id: int | None = None) -> tf.Tensor:
     bags = Bags(flat, tf.zeros([0], tf.int64), None)
     casting = cast_tables([bags], [padding_id], [0], 1)[0]
     return tf.ensure_shape(tf.reshape(casting, tf.shape(ids)), ids.shape)
+
+
+def cast_features(
+    ids: Sequence[Any],
+    padding_ids: Sequence[int | None],
+    table_of: Sequence[int],
+    num_tables: int,
+) -> list[tf.Tensor]:
+    """Casts the ids of several features, in any of the kinds that `gather_reduce_many` takes."""
+    bags = [as_bags(of_feature, None, tf.float32) for of_feature in ids]
+    return cast_tables(of_one_dtype(bags), padding_ids, table_of, num_tables)
 
 
 def cast_tables(

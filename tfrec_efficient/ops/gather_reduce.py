@@ -20,8 +20,10 @@ from tfrec_efficient.ops._bags import checked
 from tfrec_efficient.ops._bags import checked_row_splits
 from tfrec_efficient.ops._bags import equal
 from tfrec_efficient.ops._bags import first_entry
+from tfrec_efficient.ops._bags import of_one_dtype
 from tfrec_efficient.ops._bags import text
 from tfrec_efficient.ops._tables import as_table
+from tfrec_efficient.ops._tables import as_tf
 from tfrec_efficient.ops._tables import handle_on_cpu
 from tfrec_efficient.ops._tables import is_variable
 from tfrec_efficient.ops._tables import weight_dtype
@@ -38,6 +40,7 @@ def gather_reduce(
     combiner: Combiner = "sum",
     padding_id: int | None = None,
     casting: Any = None,
+    scales: Any = None,
 ) -> tf.Tensor:
     """Pools rows of a table into one vector for each bag of ids.
 
@@ -62,9 +65,11 @@ def gather_reduce(
         padding_id: int or None. Lookups of this id count as absent, and their weights are not
             read. It may lie outside `[0, rows)`. Defaults to None.
         casting: `cast_indices(ids, padding_id)`, computed ahead, or None. Defaults to None.
+        scales: float32 variable of shape `(rows,)`, which the rows of an int8 variable are
+            multiplied by, or None. Such a table has no gradient. Defaults to None.
 
     Returns:
-        A tensor of shape `(batch, dim)` and the dtype of `table`.
+        A tensor of shape `(batch, dim)` and the dtype of `table`, or float32 for int8.
 
     Raises:
         ValueError: An argument has a wrong rank, dtype, kind or static shape.
@@ -90,7 +95,10 @@ def gather_reduce(
           `tf.nn.safe_embedding_lookup_sparse`, we keep lookups whose weight is not positive.
     """
     castings = None if casting is None else [casting]
-    return gather_reduce_many([table], [ids], [0], [weights], [combiner], [padding_id], castings)
+    of_tables = None if scales is None else [scales]
+    return gather_reduce_many(
+        [table], [ids], [0], [weights], [combiner], [padding_id], castings, of_tables
+    )
 
 
 def gather_reduce_many(
@@ -101,6 +109,7 @@ def gather_reduce_many(
     combiners: Sequence[Combiner] | None = None,
     padding_ids: Sequence[int | None] | None = None,
     castings: Sequence[Any] | None = None,
+    scales: Sequence[Any] | None = None,
 ) -> tf.Tensor:
     """`gather_reduce` of several features from several tables, in one op.
 
@@ -116,6 +125,7 @@ def gather_reduce_many(
         padding_ids: The padding id of each feature, or None. Defaults to None for all.
         castings: For each table the casting of the ids of its features, or None. With one feature
             to a table that is `cast_indices(ids)`. Defaults to None.
+        scales: For each table its scales, where all are int8, or None. Defaults to None.
 
     Returns:
         A tensor of shape `(batch, sum of dims of the features)`.
@@ -137,24 +147,30 @@ def gather_reduce_many(
     weights = [None] * features if weights is None else list(weights)
     combiners = ["sum"] * features if combiners is None else list(combiners)
     padding_ids = [None] * features if padding_ids is None else list(padding_ids)
-    _check_lists(tables, ids, table_of, weights, combiners, padding_ids, castings)
-    tables = _as_tables(tables)
+    _check_lists(tables, ids, table_of, weights, combiners, padding_ids, castings, scales)
+    tables = _as_tables(tables, scales is not None)
+    scales = [as_tf(of_table) for of_table in scales or ()]
     bags = [
         as_bags(of_feature, weights[i], weight_dtype(tables[0])) for i, of_feature in enumerate(ids)
     ]
-    if len({of_feature.ids.dtype for of_feature in bags}) > 1:
-        bags = [_with_int64_ids(of_feature) for of_feature in bags]
+    bags = of_one_dtype(bags)
     castings = [tf.convert_to_tensor(casting, tf.int64) for casting in castings or ()]
 
     module = _loader.native()
-    handles = [handle_on_cpu(table) for table in tables] if is_variable(tables[0]) else []
+    variables = [*tables, *scales] if is_variable(tables[0]) else []
+    handles = [handle_on_cpu(variable) for variable in variables]
     if module is None or None in handles:
-        return _reference_many(tables, bags, table_of, combiners, padding_ids, castings)
+        return _reference_many(tables, scales, bags, table_of, combiners, padding_ids, castings)
     common = {
         **bag_attributes(bags, combiners, padding_ids, weight_dtype(tables[0])),
         "table_of": list(table_of),
-        "castings": castings,
     }
+    if scales:
+        return module.tfrec_efficient_resource_quantized_gather_reduce(
+            tables=handles[: len(tables)], scales=handles[len(tables) :], **common
+        )
+    common["castings"] = castings
+    common["dims"] = _dims(tables)
     if handles:
         for table in tables:
             variable_accessed(table)
@@ -162,6 +178,49 @@ def gather_reduce_many(
             tables=handles, dtype=tables[0].dtype, **common
         )
     return module.tfrec_efficient_gather_reduce(tables=tables, **common)
+
+
+def coalesce(gradient: tf.IndexedSlices) -> tf.IndexedSlices:
+    """Sums the values of equal indices.
+
+    Args:
+        gradient: With indices of shape `(n,)`, not negative, and values of shape `(n, ...)`.
+
+    Returns:
+        A `tf.IndexedSlices` whose indices rise, each once.
+
+    Raises:
+        tf.errors.InvalidArgumentError: An index is negative.
+
+    Example:
+    >>> import tensorflow as tf
+    >>> import tfrec_efficient as tfrec
+    >>> gradient = tf.IndexedSlices(tf.constant([1.0, 2.0, 3.0]), tf.constant([7, 2, 7]))
+    >>> tfrec.ops.coalesce(gradient).values.numpy().tolist()
+    [2.0, 4.0]
+    """
+    values, indices = gradient.values, gradient.indices
+    bags = Bags(tf.reshape(indices, [-1, 1]), tf.zeros([0], tf.int64), None)
+    casting = cast_tables([bags], [None], [0], 1)
+    module = _loader.native()
+    if module is None:
+        wide = weight_dtype(values)
+        unique_ids = tf.sort(tf.unique(indices).y)
+        positions = tf.searchsorted(unique_ids, indices)
+        with tf.control_dependencies(casting):  # where the rule on indices is checked
+            sums = tf.math.unsorted_segment_sum(
+                tf.cast(values, wide), positions, tf.size(unique_ids)
+            )
+        return tf.IndexedSlices(tf.cast(sums, values.dtype), unique_ids, gradient.dense_shape)
+    unique, sums = module.tfrec_efficient_gather_reduce_grad(
+        grads=tf.reshape(values, [tf.size(indices), values.shape[1:].num_elements()]),
+        castings=casting,
+        dims=[-1],
+        table_of=[0],
+        **bag_attributes([bags], ["sum"], [None], weight_dtype(values)),
+    )
+    sums = tf.reshape(sums[0], tf.concat([[-1], values.shape[1:]], 0))
+    return tf.IndexedSlices(sums, unique[0], gradient.dense_shape)
 
 
 def _check_lists(
@@ -172,6 +231,7 @@ def _check_lists(
     combiners: Sequence[str],
     padding_ids: Sequence[int | None],
     castings: Sequence[Any] | None,
+    scales: Sequence[Any] | None,
 ) -> None:
     if not tables or not ids:
         raise ValueError(
@@ -189,11 +249,12 @@ def _check_lists(
                 f"`{name}` must have an entry for each of the {len(ids)} features. "
                 f"Received: {len(values)} entries"
             )
-    if castings is not None and len(castings) != len(tables):
-        raise ValueError(
-            f"`castings` must have an entry for each of the {len(tables)} tables. "
-            f"Received: {len(castings)} entries"
-        )
+    for name, of_tables in (("castings", castings), ("scales", scales)):
+        if of_tables is not None and len(of_tables) != len(tables):
+            raise ValueError(
+                f"`{name}` must have an entry for each of the {len(tables)} tables. "
+                f"Received: {len(of_tables)} entries"
+            )
     if set(table_of) != set(range(len(tables))):
         raise ValueError(
             f"`table_of` must be in `[0, {len(tables)})` and name every table. "
@@ -208,8 +269,8 @@ def _check_lists(
         check_padding_id(padding_id)
 
 
-def _as_tables(tables: Sequence[Any]) -> list[Any]:
-    tables = [as_table(table) for table in tables]
+def _as_tables(tables: Sequence[Any], are_quantized: bool) -> list[Any]:
+    tables = [as_table(table, are_quantized) for table in tables]
     kinds = {(is_variable(table), table.dtype) for table in tables}
     if len(kinds) > 1:
         raise ValueError(
@@ -219,18 +280,24 @@ def _as_tables(tables: Sequence[Any]) -> list[Any]:
     return tables
 
 
-def _with_int64_ids(bags: Bags) -> Bags:
-    return Bags(tf.cast(bags.ids, tf.int64), bags.row_splits, bags.weights)
+def _dims(tables: Sequence[Any]) -> list[int]:
+    dims = [-1 if table.shape.rank is None else table.shape[1] or -1 for table in tables]
+    if len(dims) > 1 and -1 in dims:
+        raise ValueError(
+            "The widths of `tables` must be known where there are several. "
+            f"Received: shapes {[table.shape for table in tables]}"
+        )
+    # One table is as wide as the gradient.
+    return dims if len(dims) > 1 else [-1]
 
 
 # ---- Gradients of the native ops -----------------------------------------------------------------
 
 
-def casted_gradient(op: tf.Operation) -> dict[str, Any]:
-    """The inputs and attributes that the gradient ops of the native forward op `op` share."""
-    tables = op.get_attr("num_tables")
+def features_of(op: tf.Operation, first: int) -> dict[str, Any]:
+    """The inputs from number `first` on, and attributes, by which a native op has features."""
     features = op.get_attr("num_features")
-    inputs = list(op.inputs)[tables:]
+    inputs = list(op.inputs)[first:]
     ids, row_splits, weights = (inputs[i * features : (i + 1) * features] for i in range(3))
     return {
         "ids": ids,
@@ -248,7 +315,7 @@ def _gradients(
     module = _loader.load()
     num_tables = op.get_attr("num_tables")
     num_castings = op.get_attr("num_castings")
-    common = casted_gradient(op)
+    common = features_of(op, num_tables)
     tables = list(op.inputs)[:num_tables]
     # Here it depends on ids only, so a graph runs it beside the forward pass.
     castings = list(op.inputs)[
@@ -261,7 +328,7 @@ def _gradients(
     )
     shapes = [shape_of(table) for table in tables]
     unique_ids, values = module.tfrec_efficient_gather_reduce_grad(
-        grads=grads, castings=castings, dims=_dims(shapes), **common
+        grads=grads, castings=castings, dims=op.get_attr("dims"), **common
     )
     table_grads = [
         tf.IndexedSlices(*gradient) for gradient in zip(values, unique_ids, shapes, strict=True)
@@ -280,15 +347,6 @@ def _gradients(
             )
         ]
     return [*table_grads, *[None] * (2 * features), *weight_grads, *[None] * num_castings]
-
-
-def _dims(shapes: Sequence[tf.Tensor]) -> list[int]:
-    if len(shapes) == 1:
-        return [-1]  # the width of the gradient; only the shape of many tables must be static
-    dims = [tf.get_static_value(shape) for shape in shapes]
-    if any(shape is None for shape in dims):
-        raise ValueError("The shapes of `tables` must be static where there are several.")
-    return [int(shape[1]) for shape in dims]
 
 
 @tf.RegisterGradient("TfrecEfficient>GatherReduce")
@@ -324,6 +382,7 @@ def _no_second_gradient(op: tf.Operation, *grads: tf.Tensor) -> Any:
 
 def _reference_many(
     tables: Sequence[Any],
+    scales: Sequence[Any],
     bags: Sequence[Bags],
     table_of: Sequence[int],
     combiners: Sequence[str],
@@ -331,10 +390,11 @@ def _reference_many(
     castings: Sequence[tf.Tensor],
 ) -> tf.Tensor:
     """The same result, rules and gradient in plain TensorFlow."""
-    outputs = [
-        _reference(tables[table_of[i]], of_feature, combiners[i], padding_ids[i])
-        for i, of_feature in enumerate(bags)
-    ]
+    outputs = []
+    for i, of_feature in enumerate(bags):
+        table = table_of[i]
+        of_rows = scales[table] if scales else None
+        outputs.append(_reference(tables[table], of_rows, of_feature, combiners[i], padding_ids[i]))
     output = outputs[0] if len(outputs) == 1 else tf.concat(outputs, axis=1)
     if not castings:
         return output
@@ -364,7 +424,9 @@ def _with_checked_castings(
     return tf.identity(output), gradient
 
 
-def _reference(table: Any, bags: Bags, combiner: str, padding_id: int | None) -> tf.Tensor:
+def _reference(
+    table: Any, scales: Any, bags: Bags, combiner: str, padding_id: int | None
+) -> tf.Tensor:
     if table.shape.rank is None:
         table = checked(
             table,
@@ -377,7 +439,10 @@ def _reference(table: Any, bags: Bags, combiner: str, padding_id: int | None) ->
     unique_ids = tf.sort(tf.unique(ids).y)
     rows = tf.gather(table, unique_ids)
     wide = weight_dtype(table)
-    lookups = _expand(tf.cast(rows, wide), tf.searchsorted(unique_ids, ids))
+    rows = tf.cast(rows, wide)
+    if scales is not None:
+        rows *= tf.gather(scales, unique_ids)[:, tf.newaxis]
+    lookups = _expand(rows, tf.searchsorted(unique_ids, ids))
 
     if weights is not None:
         lookups *= weights[:, tf.newaxis]
@@ -391,7 +456,7 @@ def _reference(table: Any, bags: Bags, combiner: str, padding_id: int | None) ->
             safe = tf.where(squares > 0, squares, 1.0)  # the slope of sqrt(0) is infinite
             divisors = tf.where(squares > 0, tf.sqrt(safe), 0.0)
         sums = tf.math.divide_no_nan(sums, divisors[:, tf.newaxis])
-    return tf.cast(sums, table.dtype)
+    return sums if scales is not None else tf.cast(sums, table.dtype)
 
 
 @tf.custom_gradient

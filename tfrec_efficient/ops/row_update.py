@@ -8,11 +8,13 @@ import tensorflow as tf
 from tfrec_efficient.ops import _loader
 from tfrec_efficient.ops._bags import Bags
 from tfrec_efficient.ops._bags import bag_attributes
-from tfrec_efficient.ops._tables import as_table
+from tfrec_efficient.ops._bags import checked
+from tfrec_efficient.ops._bags import text
+from tfrec_efficient.ops._tables import as_tf
 from tfrec_efficient.ops._tables import handle_on_cpu
 from tfrec_efficient.ops._tables import weight_dtype
 from tfrec_efficient.ops.casting import cast_tables
-from tfrec_efficient.ops.gather_reduce import casted_gradient
+from tfrec_efficient.ops.gather_reduce import features_of
 
 # For each rule, its slots and its hyperparameters in the order of row_updater.h.
 RULES = {
@@ -60,13 +62,13 @@ def row_update(
     materialised at all: the update gathers it while it goes. The result is the same, to the bit.
 
     Args:
-        table: `tf.Variable` or `keras.Variable` of shape `(rows, dim)` and dtype float32, float16,
-            bfloat16 or float64.
+        table: `tf.Variable` or `keras.Variable` of shape `(rows, dim)`, or `(rows, ...)`, and dtype
+            float32, float16, bfloat16 or float64.
         gradient: Its gradient. Ids may repeat.
         rule: One of the names above.
         learning_rate: Scalar.
         slots: Variables `m`, `a`, `(m, v)`, `(m, v, u)` or `(a, z)`, as the rule needs them, of
-            shape `(rows, dim)` or, for `"rowwise_adagrad"`, `(rows,)`. They are float64 where the
+            the shape of `table` or, for `"rowwise_adagrad"`, `(rows,)`. They are float64 where the
             table is, else float32. Defaults to none.
         decay: Scalar, the share of a row that is subtracted from it first. Defaults to 0.
         rounding_seed: int64 scalar, or None. Rows narrower than float32 are rounded to a neighbour
@@ -93,11 +95,11 @@ def row_update(
           gradient do not move, where Keras moves all.
         - Gather and update in one pass: Kwon, Lee and Rhu, HPCA 2021, section IV-A, and ours.
     """
-    table = as_table(table)
-    slots = [
-        slot.value if hasattr(slot, "value") and not callable(slot.value) else slot
-        for slot in slots
-    ]
+    table, slots = as_tf(table), [as_tf(slot) for slot in slots]
+    if not isinstance(gradient, tf.IndexedSlices):
+        raise ValueError(
+            f"`gradient` must be a tf.IndexedSlices. Received: {type(gradient).__name__}"
+        )
     _check_rule(rule, slots, hyperparameters)
     dtype = weight_dtype(table)
     scalars = [learning_rate, decay, *(hyperparameters[name] for name in RULES[rule][1])]
@@ -138,7 +140,9 @@ def _as_lookups(gradient: tf.IndexedSlices, table: tf.Variable) -> dict[str, Any
     bags = Bags(tf.reshape(gradient.indices, [-1, 1]), tf.zeros([0], tf.int64), None)
     return {
         **bag_attributes([bags], ["sum"], [None], weight_dtype(table)),
-        "grads": gradient.values,
+        "grads": tf.reshape(
+            gradient.values, [tf.size(gradient.indices), table.shape[1:].num_elements()]
+        ),
         "columns": [0],
         "casting": cast_tables([bags], [None], [0], 1)[0],
     }
@@ -165,7 +169,7 @@ def _source(gradient: tf.IndexedSlices) -> dict[str, Any] | None:
         indices = indices.op.inputs[0]
     if indices.op is not op or indices.value_index != table:
         return None
-    common = casted_gradient(op)
+    common = features_of(op, 1)
     table_of, dims = common.pop("table_of"), op.get_attr("dims")
     columns = [sum(dims[t] for t in table_of[:i]) for i in range(len(table_of))]
     mine = [i for i, of in enumerate(table_of) if of == table]
@@ -175,3 +179,123 @@ def _source(gradient: tf.IndexedSlices) -> dict[str, Any] | None:
         "columns": [columns[i] for i in mine],
         "casting": op.inputs[len(op.inputs) - num_tables + table],
     }
+
+
+# ---- Reference -----------------------------------------------------------------------------------
+
+
+def _reference(
+    table: tf.Variable,
+    slots: Sequence[tf.Variable],
+    gradient: tf.IndexedSlices,
+    rule: str,
+    scalars: tf.Tensor,
+    seed: tf.Tensor | None,
+) -> None:
+    """The same in plain TensorFlow."""
+    wide = scalars.dtype
+    indices = tf.reshape(gradient.indices, [-1])
+    ids = tf.sort(tf.unique(indices).y)
+    is_row = (ids >= 0) & (tf.cast(ids, tf.int64) < table.shape[0])
+    ids = checked(
+        ids,
+        tf.reduce_all(is_row),
+        lambda: text(
+            f"`ids` must be in `[0, {table.shape[0]})`. Received: ",
+            ids[tf.argmin(tf.cast(is_row, tf.int32))],
+        ),
+    )
+    values = tf.reshape(gradient.values, tf.concat([tf.shape(indices), table.shape[1:]], 0))
+    sums = tf.math.unsorted_segment_sum(
+        tf.cast(values, wide), tf.searchsorted(ids, indices), tf.size(ids)
+    )
+    g = tf.cast(tf.cast(sums, table.dtype), wide)
+    h = dict(
+        zip(("learning_rate", "decay", *RULES[rule][1]), tf.unstack(scalars)[:7], strict=False)
+    )
+    w = tf.cast(tf.gather(table, ids), wide)
+    w -= w * h["decay"]
+    w, new_slots = _RULES[rule](g, w, [tf.gather(slot, ids) for slot in slots], h)
+    if seed is not None and table.dtype.size < 4:
+        rounded = _round_at_random(w, table.dtype, ids, seed)
+    else:
+        rounded = tf.cast(w, table.dtype)
+    table.scatter_update(tf.IndexedSlices(rounded, ids))
+    for slot, values in zip(slots, new_slots, strict=True):
+        slot.scatter_update(tf.IndexedSlices(values, ids))
+
+
+def _sgd(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    return w - h["learning_rate"] * g, []
+
+
+def _momentum(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    m = slots[0] * h["momentum"] - h["learning_rate"] * g
+    return w + m, [m]
+
+
+def _nesterov(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    m = slots[0] * h["momentum"] - h["learning_rate"] * g
+    return w + m * h["momentum"] - h["learning_rate"] * g, [m]
+
+
+def _adagrad(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    a = slots[0] + g**2
+    return w - h["learning_rate"] * g / tf.sqrt(a + h["epsilon"]), [a]
+
+
+def _rowwise_adagrad(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    axes = list(range(1, g.shape.rank))
+    a = slots[0] + tf.reduce_mean(g**2, axes)
+    rate = h["learning_rate"] / tf.sqrt(a + h["epsilon"])
+    return w - tf.reshape(rate, [-1, *[1] * len(axes)]) * g, [a]
+
+
+def _adam(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    m = slots[0] + (g - slots[0]) * h["one_minus_beta_1"]
+    v = slots[1] + (g**2 - slots[1]) * h["one_minus_beta_2"]
+    return w - m * h["alpha"] / (tf.sqrt(v) + h["epsilon"]), [m, v]
+
+
+def _amsgrad(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    _, (m, v) = _adam(g, w, slots[:2], h)
+    u = tf.maximum(slots[2], v)
+    return w - m * h["alpha"] / (tf.sqrt(u) + h["epsilon"]), [m, v, u]
+
+
+def _ftrl(g: Any, w: Any, slots: Any, h: Any) -> Any:
+    a, z = slots
+    n = a + g**2
+    old, new = (tf.pow(x, -h["learning_rate_power"]) for x in (a, n))
+    z += g + 2 * h["l2_shrinkage"] * w - (new - old) / h["learning_rate"] * w
+    clipped = tf.clip_by_value(z, -h["l1"], h["l1"])
+    return (clipped - z) / (new / h["learning_rate"] + 2 * h["l2"]), [n, z]
+
+
+_RULES = {
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "nesterov": _nesterov,
+    "adagrad": _adagrad,
+    "rowwise_adagrad": _rowwise_adagrad,
+    "adam": _adam,
+    "amsgrad": _amsgrad,
+    "ftrl": _ftrl,
+}
+
+
+def _round_at_random(w: tf.Tensor, dtype: tf.DType, ids: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """One of the two neighbours of each value, by the probability that makes the mean right.
+
+    The native op has random bits of its own, so the two agree in distribution only.
+    """
+    random = tf.random.stateless_uniform(tf.shape(w), tf.stack([seed, tf.size(ids, tf.int64)]))
+    nearest = tf.cast(w, dtype)
+    bits = tf.bitcast(nearest, tf.int16)
+    error = w - tf.cast(nearest, w.dtype)
+    # The bits of floats of one sign rise with their magnitude.
+    away = tf.where((error > 0) == (w > 0), bits + tf.ones_like(bits), bits - tf.ones_like(bits))
+    other = tf.bitcast(away, dtype)
+    gap = tf.cast(other, w.dtype) - tf.cast(nearest, w.dtype)
+    is_other = (error != 0) & tf.math.is_finite(tf.cast(other, w.dtype)) & (random < error / gap)
+    return tf.where(is_other, other, nearest)

@@ -1,0 +1,166 @@
+"""What the optimizers of this room share: how a gradient of rows gets past Keras undensified."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# Says whether a graph is being traced for XLA, for which TensorFlow has no public function.
+from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
+
+from tfrec_efficient.ops.gather_reduce import coalesce
+from tfrec_efficient.ops.row_update import row_update
+
+
+class RowOptimizer(keras.optimizers.Optimizer):
+    """A Keras optimizer that updates only the rows of a table that have a gradient.
+
+    Put before the Keras optimizer among the bases of a class, which then implements `_update_rows`.
+    Gradients that are dense tensors go to the Keras optimizer as they are. What Keras would do to
+    all rows of a table is done to the rows that have a gradient (clipping, weight decay, loss
+    scaling), or refused (gradient accumulation, moving averages).
+    """
+
+    _is_constructed = False
+
+    def __init__(self, *args: Any, stochastic_rounding: bool, seed: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_constructed = True
+        self.stochastic_rounding = stochastic_rounding
+        self.seed = seed
+        self._tables_of_step: frozenset[str] = frozenset()
+
+    def _update_rows(
+        self, gradient: tf.IndexedSlices, variable: tf.Variable, learning_rate: Any
+    ) -> None:
+        raise NotImplementedError
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable, learning_rate)
+            return
+        if GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+            raise ValueError(
+                "The optimizers of tfrec_efficient update tables by a custom op, which XLA cannot "
+                "compile. Pass `jit_compile=False` to `model.compile` or `tf.function`."
+            )
+        self._update_rows(gradient, variable, learning_rate)
+
+    def _apply_rule(
+        self,
+        gradient: tf.IndexedSlices,
+        variable: tf.Variable,
+        rule: str,
+        learning_rate: Any,
+        slots: Sequence[Any] = (),
+        **hyperparameters: Any,
+    ) -> None:
+        """`row_update` with what all optimizers have."""
+        decay: Any = 0.0
+        if self.weight_decay is not None and self._use_weight_decay(variable):
+            decay = tf.cast(learning_rate, tf.float32) * self.weight_decay
+        seed = None
+        if self.stochastic_rounding and variable.dtype.size < 4:
+            of_table = self.seed * 1_000_003 + self._get_variable_index(variable)
+            seed = tf.cast(self._iterations, tf.int64) * 1_000_033 + of_table
+        row_update(
+            variable,
+            gradient,
+            rule,
+            learning_rate,
+            slots,
+            decay=decay,
+            rounding_seed=seed,
+            **hyperparameters,
+        )
+
+    # ---- What Keras does around update_step ------------------------------------------------------
+
+    @property
+    def loss_scale_factor(self) -> Any:
+        return self._loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor: Any) -> None:
+        if factor is None and self._is_constructed:
+            # Only keras.optimizers.LossScaleOptimizer does that, to the optimizer that it wraps.
+            warnings.warn(
+                "keras.optimizers.LossScaleOptimizer makes the gradient of each table dense to "
+                "see whether it is finite. Wrap this optimizer in "
+                "`tfrec_efficient.optimizers.LossScaleOptimizer` instead, before "
+                "`model.compile`.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self._loss_scale_factor = factor
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        scale = self.loss_scale_factor
+        if scale is None or not any(isinstance(grad, tf.IndexedSlices) for grad in grads):
+            super().apply(grads, trainable_variables)
+            return
+        # Keras would divide by the factor with an operator that tf.IndexedSlices do not have.
+        grads = [None if grad is None else _map_values(grad, lambda v: v / scale) for grad in grads]
+        self._loss_scale_factor = None
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            self._loss_scale_factor = scale
+
+    def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
+        tables = [
+            variable
+            for grad, variable in zip(grads, trainable_variables, strict=True)
+            if isinstance(grad, tf.IndexedSlices)
+        ]
+        for name, value in (
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("use_ema", self.use_ema),
+        ):
+            if tables and value:
+                raise ValueError(
+                    f"`{name}` would rewrite every row of the table `{tables[0].path}` at each "
+                    f"step, and is not supported with it. Received: {name}={value}"
+                )
+        self._tables_of_step = frozenset(self._var_key(variable) for variable in tables)
+        super()._backend_apply_gradients(grads, trainable_variables)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        # That of tables takes place in their update.
+        super()._apply_weight_decay(
+            [v for v in variables if self._var_key(v) not in self._tables_of_step]
+        )
+
+    def _clip_gradients(self, grads: Any) -> Any:
+        limits = self.clipnorm or self.clipvalue or self.global_clipnorm
+        if not limits or not any(isinstance(grad, tf.IndexedSlices) for grad in grads):
+            return super()._clip_gradients(grads)
+        # Norms and limits are those of the gradient of a row, not of its parts.
+        grads = [coalesce(grad) if isinstance(grad, tf.IndexedSlices) else grad for grad in grads]
+        if self.global_clipnorm:
+            return tf.clip_by_global_norm(grads, self.global_clipnorm)[0]
+        if self.clipvalue:
+            limit = self.clipvalue
+            return [_map_values(g, lambda v: tf.clip_by_value(v, -limit, limit)) for g in grads]
+        return super()._clip_gradients(grads)
+
+    def add_variable(
+        self, shape: Any, initializer: Any = "zeros", dtype: Any = None, **kwargs: Any
+    ) -> Any:
+        # The slots of a narrow table are as wide as its sums are: squares of gradients underflow.
+        if dtype in ("float16", "bfloat16"):
+            dtype = "float32"
+        return super().add_variable(shape, initializer, dtype, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.update(stochastic_rounding=self.stochastic_rounding, seed=self.seed)
+        return config
+
+
+def _map_values(grad: Any, function: Any) -> Any:
+    if isinstance(grad, tf.IndexedSlices):
+        return tf.IndexedSlices(function(grad.values), grad.indices, grad.dense_shape)
+    return function(grad)
