@@ -78,6 +78,7 @@ class EmbeddingBag(keras.layers.Layer):
     """
 
     built: bool
+    dtype_policy: Any
 
     def __init__(
         self,
@@ -240,6 +241,7 @@ class EmbeddingBag(keras.layers.Layer):
                 '`quantize` takes `mode="int8"` and no quantizer of its own. '
                 f"Received: mode={mode!r}, weight_quantizer={quantizer!r}"
             )
+        policy: str = self.dtype_policy.name
         rows, scales = _quantized(self.embeddings.value)
         self._tracker.unlock()
         self._untrack_variable(self.embeddings)
@@ -248,7 +250,7 @@ class EmbeddingBag(keras.layers.Layer):
         self.embeddings.assign(rows)
         self.scales.assign(scales)
         self._is_quantized = True
-        self.dtype_policy = keras.dtype_policies.get(f"int8_from_{self.dtype_policy.name}")
+        self.dtype_policy = keras.dtype_policies.get(f"int8_from_{policy}")
 
     def _build_int8(self) -> None:
         self.embeddings = self.add_weight(

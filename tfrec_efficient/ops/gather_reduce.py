@@ -402,26 +402,34 @@ def _reference_many(
     return _with_checked_castings(output, expected, castings)
 
 
-@tf.custom_gradient
 def _with_checked_castings(
     output: tf.Tensor, expected: Sequence[tf.Tensor], castings: Sequence[tf.Tensor]
-) -> Any:
+) -> tf.Tensor:
     """Compares castings when the gradient is taken, which is when the native op uses them."""
 
-    def gradient(upstream: tf.Tensor) -> Any:
-        for theirs, ours in zip(castings, expected, strict=True):
-            theirs, ours = tf.reshape(theirs, [-1]), tf.reshape(ours, [-1])
-            upstream = checked(
-                upstream,
-                equal(theirs, ours),
-                lambda theirs=theirs: text(
-                    "`casting` must be what `cast_indices` returns for these `ids`. ",
-                    tf.strings.format("Received: {}", theirs),
-                ),
-            )
-        return upstream, [None] * len(expected), [None] * len(castings)
+    @tf.custom_gradient
+    def unchanged(output: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            for theirs, ours in zip(castings, expected, strict=True):
+                upstream = _checked_casting(
+                    upstream, tf.reshape(theirs, [-1]), tf.reshape(ours, [-1])
+                )
+            return upstream
 
-    return tf.identity(output), gradient
+        return tf.identity(output), gradient
+
+    return unchanged(output)
+
+
+def _checked_casting(upstream: tf.Tensor, casting: tf.Tensor, expected: tf.Tensor) -> tf.Tensor:
+    return checked(
+        upstream,
+        equal(casting, expected),
+        lambda: text(
+            "`casting` must be what `cast_indices` returns for these `ids`. Received: ",
+            tf.strings.format("{}", casting),
+        ),
+    )
 
 
 def _reference(
