@@ -1,118 +1,160 @@
-"""Times `ops.gather_reduce` against what TensorFlow and Keras offer for pooled embeddings.
+"""Times pooled embeddings against TensorFlow, Keras, PyTorch, FBGEMM and the memory itself.
 
     python benchmarks/embedding.py --quick
+    python benchmarks/embedding.py --rows 10M --skew zipf1.2 --optimizer adagrad --peer fbgemm
+    python benchmarks/embedding.py --all
 
-One table of a million rows of 64 floats, 4096 bags of 32 ids, sum. Rivals take turns in one
-process; each has a table of its own, which has seen one sparse update, as in training. Without
-`--quick`, more rounds, and ids drawn from a Zipf distribution too.
+A cell is a table, a distribution of ids, and a forward pass or a whole step with an optimizer.
+Within a cell all rivals take turns on the same ids, each with a table of its own that has seen a
+sparse update, as in training; every ratio is taken within a round. PyTorch and FBGEMM run in an
+environment of their own, which is made when they are first asked for; `pip` is told where to find
+packages by its own configuration. The memory ceiling is a small C++ program, and needs g++.
+
+`--all` measures what the table of claims needs, a cell at a time, and goes on where it was
+stopped; `--report` prints that table again, and draws the picture, without measuring.
 """
 
 import argparse
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import _harness
-import keras
-import numpy as np
-import tensorflow as tf
+import _workers
+from _embedding import cells
+from _embedding import claims
+from _embedding import measure
+from _embedding import memory
+from _embedding import picture
 
-import tfrec_efficient as tfrec
-
-OURS = "tfrec.ops.gather_reduce"
-
-
-def draw_ids(rows, shape, skew):
-    """Uniform ids, or Zipf(1.05) ids of which the frequent ones lie anywhere in the table."""
-    rng = np.random.default_rng(0)
-    if skew == "uniform":
-        return rng.integers(0, rows, shape)
-    weights = np.arange(1, rows + 1) ** -1.05
-    ranks = np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(shape))
-    return rng.permutation(rows)[np.minimum(ranks, rows - 1)]
+_DEFAULT_PEERS = ["tf", "keras"]
+_ROUNDS = 31
+_QUICK_ROUNDS = 11
 
 
-def make_rivals(rows, dim, ids):
-    """Returns functions from name to (variable, forward), where forward gives the pooled rows."""
-    batch, hotness = ids.shape
-    dense = tf.constant(ids)
-    sparse = tf.RaggedTensor.from_uniform_row_length(tf.reshape(dense, [-1]), hotness).to_sparse()
-
-    def table():
-        return tf.Variable(tf.random.stateless_normal((rows, dim), seed=(0, 1)))
-
-    layer = keras.layers.Embedding(rows, dim)
-    layer.build()
-    ours, gathered, looked_up = table(), table(), table()
-    return {
-        OURS: (ours, lambda: tfrec.ops.gather_reduce(ours, dense)),
-        "tf.gather + tf.reduce_sum": (
-            gathered,
-            lambda: tf.reduce_sum(tf.gather(gathered, dense), axis=1),
-        ),
-        "tf.nn.embedding_lookup_sparse": (
-            looked_up,
-            lambda: tf.nn.embedding_lookup_sparse(looked_up, sparse, None, combiner="sum"),
-        ),
-        "keras.layers.Embedding + sum": (
-            layer.embeddings.value,
-            lambda: tf.reduce_sum(layer(dense), axis=1),
-        ),
-    }
+def _rows(text: str) -> int:
+    try:
+        return cells.parse_rows(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def forward_and_backward(variable, forward, grads, coalesce):
-    """The pooled rows, and the gradient as it comes or with each id once."""
-
-    @tf.function
-    def step():
-        with tf.GradientTape() as tape:
-            pooled = forward()
-        gradient = tape.gradient(pooled, variable, output_gradients=grads)
-        if not coalesce:
-            return pooled, gradient.indices, gradient.values
-        unique = tf.unique(gradient.indices)
-        rows = tf.size(unique.y)
-        return pooled, unique.y, tf.math.unsorted_segment_sum(gradient.values, unique.idx, rows)
-
-    return step.get_concrete_function()
+def _rounds(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(
+            f"must be at least 2, or there are no quartiles. Received: {text!r}"
+        )
+    return int(text)
 
 
-def compare(rows, dim, batch, hotness, skew, rounds):
-    """Runs and prints one comparison."""
-    ids = draw_ids(rows, (batch, hotness), skew)
-    grads = tf.random.stateless_normal((batch, dim), seed=(0, 2))
-    rivals = make_rivals(rows, dim, ids)
-    for variable, _ in rivals.values():
-        variable.scatter_sub(tf.IndexedSlices(tf.zeros((1, dim)), [0]))
-    # Stock gradients of a gather have an entry for each lookup, and leave it to the optimizer to
-    # sum them. Only with that sum do all rivals do the same work.
-    is_coalesced = {OURS, "tf.nn.embedding_lookup_sparse"}
-    kinds = {
-        "forward": {name: tf.function(forward) for name, (_, forward) in rivals.items()},
-        "forward + backward": {
-            name: forward_and_backward(*rival, grads, False) for name, rival in rivals.items()
-        },
-        "forward + backward, gradient coalesced": {
-            name: forward_and_backward(*rival, grads, name not in is_coalesced)
-            for name, rival in rivals.items()
-        },
-    }
-    size = f"{rows:,} x {dim} rows, {batch} x {hotness} ids, {skew}"
-    for title, runs in kinds.items():
-        timings = _harness.take_turns(runs, rounds)
-        _harness.print_table(f"{title}: {size}, median of {rounds} rounds", OURS, timings)
-        others = [timing for name, timing in timings.items() if name != OURS]
-        best = min(_harness.ratios(timings[OURS], timing)[0] for timing in others)
-        print(f"{title} against the best of the others: {best:.2f}x")
+def _size(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a positive integer. Received: {text!r}")
+    return int(text)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    several = {"action": "append", "default": None}
+    parser.add_argument("--peer", choices=cells.PEERS, **several, help="default: tf and keras")
+    parser.add_argument("--rows", type=_rows, **several, help="like 100k, 1M; default: 1M")
+    parser.add_argument("--skew", choices=cells.SKEWS, **several, help="default: uniform, zipf1.05")
+    parser.add_argument(
+        "--optimizer",
+        choices=cells.OPTIMIZERS,
+        **several,
+        help="none is the forward pass; default: none, sgd, adagrad",
+    )
+    parser.add_argument("--dim", type=_size, default=64)
+    parser.add_argument("--batch", type=_size, default=4096)
+    parser.add_argument("--hotness", type=_size, default=32)
+    parser.add_argument("--threads", type=_size, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=_rounds, help=f"default: {_ROUNDS}")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="uniform, forward and SGD, few rounds")
+    mode.add_argument("--all", action="store_true", help="every cell of the table of claims")
+    mode.add_argument("--report", action="store_true", help="print and draw what is recorded")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder of the records; default: none, or with --all and --report in the user's cache",
+    )
+    parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
+    asked = parser.parse_args(arguments)
+    if asked.all or asked.report:
+        for name in ("rows", "skew", "optimizer"):
+            if getattr(asked, name) is not None:
+                parser.error(f"--{name} has no meaning with --all and --report")
+        asked.output = asked.output or _workers.cache_folder() / "benchmarks"
+    if asked.fresh and not asked.output:
+        parser.error("--fresh has no meaning without --output, where records are kept")
+    return asked
+
+
+def _cells_of(asked: argparse.Namespace, sizes: dict[str, int]) -> list[cells.Cell]:
+    if asked.all:
+        return claims.needed_cells(sizes)
+    axes = (
+        asked.rows or [1_000_000],
+        asked.skew or (["uniform"] if asked.quick else ["uniform", "zipf1.05"]),
+        asked.optimizer or (["none", "sgd"] if asked.quick else ["none", "sgd", "adagrad"]),
+    )
+    return [cells.Cell(*axis, **sizes) for axis in itertools.product(*axes)]
+
+
+def _measure(asked: argparse.Namespace, wanted: list[cells.Cell]) -> list[str]:
+    """Measures what is not recorded; returns the titles of the cells that failed."""
+    failed = []
+    peers = asked.peer or (list(cells.PEERS) if asked.all else _DEFAULT_PEERS)
+    rounds = asked.rounds or (_QUICK_ROUNDS if asked.quick else _ROUNDS)
+    for cell in wanted:
+        record = None if asked.fresh or not asked.output else cells.read(asked.output, cell)
+        if record is not None and record.answers(cell, peers, rounds):
+            print(f"\n{cell.title}: recorded on {record.machine['date']}, not measured again")
+            continue
+        try:
+            record = measure.measure(cell, peers, rounds)
+        except RuntimeError as error:  # the other cells are worth having all the same
+            print(f"\n{cell.title}: failed. {error}", file=sys.stderr, flush=True)
+            failed.append(cell.title)
+            continue
+        if asked.output:
+            record.write(asked.output)
+        measure.print_record(record)
+    return failed
+
+
+def _report(folder: Path, sizes: dict[str, int]) -> None:
+    for cell in claims.needed_cells(sizes):
+        record = cells.read(folder, cell)
+        if record is not None:
+            measure.print_record(record)
+    claims.print_claims(folder, sizes)
+    memory.print_memory(folder, memory.cell_of(sizes))
+    drawn = [record for cell in claims.picture_cells(sizes) if (record := cells.read(folder, cell))]
+    if drawn:
+        path = folder / "embedding.svg"
+        picture.draw(drawn, path)
+        print(f"\nStep time against rows: {path}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program."""
+    asked = _parse(arguments)
+    sizes = {name: getattr(asked, name) for name in ("dim", "batch", "hotness", "threads")}
+    failed = [] if asked.report else _measure(asked, _cells_of(asked, sizes))
+    if asked.all:
+        watched = memory.cell_of(sizes)
+        if asked.fresh or not memory.path_of(asked.output, watched).exists():
+            memory.record(asked.output, watched)
+    if asked.all or asked.report:
+        _report(asked.output, sizes)
+    if failed:
+        sys.exit("\n".join(["", "Failed:", *failed]))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="uniform ids only, fewer rounds")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--hotness", type=int, default=32)
-    arguments = vars(parser.parse_args())
-    quick = arguments.pop("quick")
-    _harness.print_machine()
-    for skew in ("uniform",) if quick else ("uniform", "zipf 1.05"):
-        compare(**arguments, skew=skew, rounds=11 if quick else 31)
+    main()

@@ -13,6 +13,7 @@ constexpr int64_t kSquares = 16;
 // updates the row makes no difference.
 struct Rounder {
   Rounder(const Rounding& rounding, int64_t id) : at_random(rounding.at_random) {
+    if (!at_random) return;
     uint64_t bits = rounding.seed ^ (static_cast<uint64_t>(id) * 0x9e3779b97f4a7c15u);
     bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;  // the mixer of SplitMix64
     bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
@@ -27,7 +28,7 @@ struct Rounder {
   }
 
   bool at_random;
-  uint32_t row_bits;
+  uint32_t row_bits = 0;
 };
 
 template <typename T>

@@ -145,6 +145,8 @@ def _kind_message(kind: str, weights: Any) -> str:
 
 
 def equal(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    if not a.shape.is_compatible_with(b.shape):  # which TensorFlow refuses while it traces
+        return tf.constant(False)
     return tf.cond(
         tf.reduce_all(tf.equal(tf.shape(a), tf.shape(b))),
         lambda: tf.reduce_all(tf.equal(a, b)),
@@ -196,7 +198,7 @@ def bag_attributes(
     }
 
 
-def checked_row_splits(ids: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
+def checked_row_splits(ids: tf.Tensor, row_splits: tf.Tensor, index: str) -> tf.Tensor:
     lookups = tf.size(ids, out_type=tf.int64)
     # The rules in the order in which the native op looks at them.
     fits = tf.concat(
@@ -207,9 +209,9 @@ def checked_row_splits(ids: tf.Tensor, row_splits: tf.Tensor) -> tf.Tensor:
         row_splits,
         tf.reduce_all(fits),
         lambda: text(
-            "`row_splits` must start at 0, never decrease and end at the number of ids, ",
+            f"`row_splits{index}` must start at 0, never decrease and end at the number of ids, ",
             lookups,
-            ". Received: `row_splits[",
+            f". Received: `row_splits{index}[",
             culprit,
             "]=",
             row_splits[culprit],

@@ -57,3 +57,13 @@ def as_table(table: Any, is_quantized: bool = False) -> Any:
     if table.shape.rank not in (None, 2):
         raise ValueError(f"`table` must have rank 2. Received: shape {table.shape}")
     return table
+
+
+def as_scales(scales: Any, table: tf.Variable) -> tf.Variable:
+    """Returns the scales of the rows of `table` as a `tf.Variable`, or raises ValueError."""
+    scales = as_tf(scales)
+    if not is_variable(scales) or scales.dtype != tf.float32 or scales.shape != table.shape[:1]:
+        raise ValueError(
+            f"`scales` must be a float32 variable of shape {table.shape[:1]}. Received: {scales!r}"
+        )
+    return scales

@@ -96,7 +96,10 @@ def cast_tables(
     castings = []
     for table in range(num_tables):
         features = [i for i, of in enumerate(table_of) if of == table]
-        ids = [_checked_ids(bags[i].ids, padding_ids[i]) for i in features]
+        ids = [
+            _checked_ids(bags[i].ids, padding_ids[i], f"[{i}]" if len(bags) > 1 else "")
+            for i in features
+        ]
         kept = [_is_kept(bags[i].ids, padding_ids[i]) for i in features]
         casting = _reference(tf.concat(ids, 0), tf.concat(kept, 0))
         if len(features) == 1:
@@ -110,7 +113,7 @@ def _is_kept(ids: tf.Tensor, padding_id: int | None) -> tf.Tensor:
     return tf.ones_like(flat, tf.bool) if padding_id is None else flat != padding_id
 
 
-def _checked_ids(ids: tf.Tensor, padding_id: int | None) -> tf.Tensor:
+def _checked_ids(ids: tf.Tensor, padding_id: int | None, index: str) -> tf.Tensor:
     flat = tf.reshape(ids, [-1])
     good = ~_is_kept(ids, padding_id) | (flat >= 0)
     hotness = None if ids.shape.rank == 1 else tf.shape(ids)[1]
@@ -118,7 +121,8 @@ def _checked_ids(ids: tf.Tensor, padding_id: int | None) -> tf.Tensor:
         flat,
         tf.reduce_all(good),
         lambda: text(
-            "`ids` must not be negative. Received: ", first_entry("ids", flat, good, hotness)
+            f"`ids{index}` must not be negative. Received: ",
+            first_entry(f"ids{index}", flat, good, hotness),
         ),
     )
     return tf.cast(flat, tf.int64)
@@ -126,13 +130,13 @@ def _checked_ids(ids: tf.Tensor, padding_id: int | None) -> tf.Tensor:
 
 def _reference(ids: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
     total = tf.size(ids, tf.int64)
-    bits = _bits_for(total)
+    bits = _bits_of(total - 1)
     positions = tf.boolean_mask(tf.range(total), kept)
     ids = tf.boolean_mask(ids, kept)
     largest = tf.reduce_max(tf.concat([ids, [-1]], 0))
     ids = checked(
         ids,
-        _bits_for(largest) + bits <= 63,
+        _bits_of(largest) + bits <= 63,
         lambda: text(
             "`ids` up to ", largest, " in ", total, " lookups do not pack into 63 bits; "
             "use a smaller batch or a smaller table.",
@@ -144,7 +148,7 @@ def _reference(ids: tf.Tensor, kept: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _bits_for(count: tf.Tensor) -> tf.Tensor:
-    """Bits needed to write every value in `[0, count)`."""
+def _bits_of(value: tf.Tensor) -> tf.Tensor:
+    """Bits needed to write `value`; none for zero and below."""
     powers = tf.constant([1 << bit for bit in range(63)], tf.int64)
-    return tf.reduce_sum(tf.cast(count > powers, tf.int64))
+    return tf.reduce_sum(tf.cast(value >= powers, tf.int64))

@@ -1,5 +1,6 @@
 """Gather-reduce: pools rows of tables into bags, with a coalesced gradient."""
 
+import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +23,8 @@ from tfrec_efficient.ops._bags import equal
 from tfrec_efficient.ops._bags import first_entry
 from tfrec_efficient.ops._bags import of_one_dtype
 from tfrec_efficient.ops._bags import text
+from tfrec_efficient.ops._tables import as_scales
 from tfrec_efficient.ops._tables import as_table
-from tfrec_efficient.ops._tables import as_tf
 from tfrec_efficient.ops._tables import handle_on_cpu
 from tfrec_efficient.ops._tables import is_variable
 from tfrec_efficient.ops._tables import weight_dtype
@@ -66,7 +67,7 @@ def gather_reduce(
             read. It may lie outside `[0, rows)`. Defaults to None.
         casting: `cast_indices(ids, padding_id)`, computed ahead, or None. Defaults to None.
         scales: float32 variable of shape `(rows,)`, which the rows of an int8 variable are
-            multiplied by, or None. Such a table has no gradient. Defaults to None.
+            multiplied by, or None. With them there are no gradients. Defaults to None.
 
     Returns:
         A tensor of shape `(batch, dim)` and the dtype of `table`, or float32 for int8.
@@ -149,7 +150,9 @@ def gather_reduce_many(
     padding_ids = [None] * features if padding_ids is None else list(padding_ids)
     _check_lists(tables, ids, table_of, weights, combiners, padding_ids, castings, scales)
     tables = _as_tables(tables, scales is not None)
-    scales = [as_tf(of_table) for of_table in scales or ()]
+    scales = [
+        as_scales(of_table, table) for of_table, table in zip(scales or (), tables, strict=False)
+    ]
     bags = [
         as_bags(of_feature, weights[i], weight_dtype(tables[0])) for i, of_feature in enumerate(ids)
     ]
@@ -170,7 +173,7 @@ def gather_reduce_many(
             tables=handles[: len(tables)], scales=handles[len(tables) :], **common
         )
     common["castings"] = castings
-    common["dims"] = _dims(tables)
+    common["dims"] = _dims(tables, features)
     if handles:
         for table in tables:
             variable_accessed(table)
@@ -280,15 +283,14 @@ def _as_tables(tables: Sequence[Any], are_quantized: bool) -> list[Any]:
     return tables
 
 
-def _dims(tables: Sequence[Any]) -> list[int]:
+def _dims(tables: Sequence[Any], features: int) -> list[int]:
     dims = [-1 if table.shape.rank is None else table.shape[1] or -1 for table in tables]
-    if len(dims) > 1 and -1 in dims:
+    if -1 in dims and features > 1:
         raise ValueError(
-            "The widths of `tables` must be known where there are several. "
+            "The widths of `tables` must be known where there are several features. "
             f"Received: shapes {[table.shape for table in tables]}"
         )
-    # One table is as wide as the gradient.
-    return dims if len(dims) > 1 else [-1]
+    return dims
 
 
 # ---- Gradients of the native ops -----------------------------------------------------------------
@@ -369,6 +371,14 @@ def _resource_gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
     )
 
 
+@tf.RegisterGradient("TfrecEfficient>ResourceQuantizedGatherReduce")
+def _no_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
+    raise LookupError(
+        "`gather_reduce` of an int8 table has no gradient, not of `weights` either. Set "
+        "TFREC_OPS=python to use the reference, which has that of `weights`."
+    )
+
+
 @tf.RegisterGradient("TfrecEfficient>GatherReduceGrad")
 def _no_second_gradient(op: tf.Operation, *grads: tf.Tensor) -> Any:
     raise LookupError(
@@ -390,16 +400,39 @@ def _reference_many(
     castings: Sequence[tf.Tensor],
 ) -> tf.Tensor:
     """The same result, rules and gradient in plain TensorFlow."""
-    outputs = []
+    tables = [_of_rank_2(table) for table in tables]
+    lookups: list[_Lookups] = []
     for i, of_feature in enumerate(bags):
-        table = table_of[i]
-        of_rows = scales[table] if scales else None
-        outputs.append(_reference(tables[table], of_rows, of_feature, combiners[i], padding_ids[i]))
+        index = f"[{i}]" if len(bags) > 1 else ""
+        found = _checked_lookups(tables[table_of[i]], of_feature, padding_ids[i], index)
+        lookups.append(_with_batch_of(lookups[0], found, i) if lookups else found)
+    outputs = [tf.zeros([])] * len(bags)
+    for number, table in enumerate(tables):
+        features = [i for i, of in enumerate(table_of) if of == number]
+        # Reading each row once is what makes the gradient of `table` arrive coalesced.
+        all_ids = tf.concat([lookups[i].ids for i in features], 0)
+        unique_ids = tf.sort(tf.unique(all_ids).y)
+        rows = tf.cast(tf.gather(table, unique_ids), weight_dtype(table))
+        if scales:
+            rows *= tf.gather(scales[number], unique_ids)[:, tf.newaxis]
+        for i in features:
+            pooled = _pool(_expand_ids(rows, unique_ids, lookups[i]), lookups[i], combiners[i])
+            outputs[i] = pooled if scales else tf.cast(pooled, table.dtype)
     output = outputs[0] if len(outputs) == 1 else tf.concat(outputs, axis=1)
     if not castings:
         return output
     expected = cast_tables(bags, padding_ids, table_of, len(tables))
     return _with_checked_castings(output, expected, castings)
+
+
+def _of_rank_2(table: Any) -> Any:
+    if table.shape.rank is not None:
+        return table
+    return checked(
+        table,
+        tf.rank(table) == 2,
+        lambda: text("`table` must have rank 2. Received: rank ", tf.rank(table)),
+    )
 
 
 def _with_checked_castings(
@@ -432,39 +465,49 @@ def _checked_casting(upstream: tf.Tensor, casting: tf.Tensor, expected: tf.Tenso
     )
 
 
-def _reference(
-    table: Any, scales: Any, bags: Bags, combiner: str, padding_id: int | None
-) -> tf.Tensor:
-    if table.shape.rank is None:
-        table = checked(
-            table,
-            tf.rank(table) == 2,
-            lambda: text("`table` must have rank 2. Received: rank ", tf.rank(table)),
-        )
-    ids, segments, batch, weights = _checked_lookups(table, bags, padding_id)
+@dataclasses.dataclass(frozen=True)
+class _Lookups:
+    """The lookups of a feature, flat and without padding; `weights` may be None."""
 
-    # Reading each row once is what makes the gradient of `table` arrive coalesced.
-    unique_ids = tf.sort(tf.unique(ids).y)
-    rows = tf.gather(table, unique_ids)
-    wide = weight_dtype(table)
-    rows = tf.cast(rows, wide)
-    if scales is not None:
-        rows *= tf.gather(scales, unique_ids)[:, tf.newaxis]
-    lookups = _expand(rows, tf.searchsorted(unique_ids, ids))
+    ids: tf.Tensor
+    segments: tf.Tensor
+    batch: tf.Tensor
+    weights: tf.Tensor | None
 
+
+def _with_batch_of(first: _Lookups, other: _Lookups, index: int) -> _Lookups:
+    ids = checked(
+        other.ids,
+        other.batch == first.batch,
+        lambda: text(
+            "`ids` must all have as many bags, ",
+            first.batch,
+            f". Received: `ids[{index}]` with ",
+            other.batch,
+        ),
+    )
+    return dataclasses.replace(other, ids=ids)
+
+
+def _expand_ids(rows: tf.Tensor, unique_ids: tf.Tensor, lookups: _Lookups) -> tf.Tensor:
+    return _expand(rows, tf.searchsorted(unique_ids, lookups.ids))
+
+
+def _pool(rows: tf.Tensor, lookups: _Lookups, combiner: str) -> tf.Tensor:
+    segments, batch, weights = lookups.segments, lookups.batch, lookups.weights
     if weights is not None:
-        lookups *= weights[:, tf.newaxis]
-    sums = tf.math.unsorted_segment_sum(lookups, segments, batch)
-    if combiner != "sum":
-        counted = tf.ones_like(ids, wide) if weights is None else weights
-        if combiner == "mean":
-            divisors = tf.math.unsorted_segment_sum(counted, segments, batch)
-        else:
-            squares = tf.math.unsorted_segment_sum(counted**2, segments, batch)
-            safe = tf.where(squares > 0, squares, 1.0)  # the slope of sqrt(0) is infinite
-            divisors = tf.where(squares > 0, tf.sqrt(safe), 0.0)
-        sums = tf.math.divide_no_nan(sums, divisors[:, tf.newaxis])
-    return sums if scales is not None else tf.cast(sums, table.dtype)
+        rows *= weights[:, tf.newaxis]
+    sums = tf.math.unsorted_segment_sum(rows, segments, batch)
+    if combiner == "sum":
+        return sums
+    counted = tf.ones_like(lookups.ids, rows.dtype) if weights is None else weights
+    if combiner == "mean":
+        divisors = tf.math.unsorted_segment_sum(counted, segments, batch)
+    else:
+        squares = tf.math.unsorted_segment_sum(counted**2, segments, batch)
+        safe = tf.where(squares > 0, squares, 1.0)  # the slope of sqrt(0) is infinite
+        divisors = tf.where(squares > 0, tf.sqrt(safe), 0.0)
+    return tf.math.divide_no_nan(sums, divisors[:, tf.newaxis])
 
 
 @tf.custom_gradient
@@ -477,8 +520,8 @@ def _expand(rows: tf.Tensor, positions: tf.Tensor) -> Any:
     return tf.gather(rows, positions), gradient
 
 
-def _checked_lookups(table: Any, bags: Bags, padding_id: int | None) -> Any:
-    """Flat ids, their bags, the number of bags, and flat weights; padding and faults are gone."""
+def _checked_lookups(table: Any, bags: Bags, padding_id: int | None, index: str) -> _Lookups:
+    """Padding and faults are gone; `index` tells features apart in messages."""
     ids, weights = bags.ids, bags.weights
     row_splits = bags.row_splits
     if weights is not None:
@@ -486,12 +529,12 @@ def _checked_lookups(table: Any, bags: Bags, padding_id: int | None) -> Any:
             weights,
             tf.reduce_all(tf.equal(tf.shape(weights), tf.shape(ids))),
             lambda: text(
-                "`weights` must have the shape of `ids`, ",
+                f"`weights{index}` must have the shape of `ids{index}`, ",
                 tf.strings.format("{}. Received: shape {}", (tf.shape(ids), tf.shape(weights))),
             ),
         )
     if ids.shape.rank == 1:
-        row_splits = checked_row_splits(ids, row_splits)
+        row_splits = checked_row_splits(ids, row_splits, index)
         batch = tf.size(row_splits, out_type=tf.int64) - 1
         segments = tf.searchsorted(
             row_splits[1:], tf.range(tf.size(ids, out_type=tf.int64)), side="right"
@@ -516,10 +559,10 @@ def _checked_lookups(table: Any, bags: Bags, padding_id: int | None) -> Any:
         ids,
         tf.reduce_all(is_row),
         lambda: text(
-            "`ids` must be in `[0, ",
+            f"`ids{index}` must be in `[0, ",
             rows,
             f")`{unless}. Received: ",
-            first_entry("ids", ids, is_row, hotness),
+            first_entry(f"ids{index}", ids, is_row, hotness),
         ),
     )
     if weights is not None:
@@ -530,10 +573,10 @@ def _checked_lookups(table: Any, bags: Bags, padding_id: int | None) -> Any:
             tf.reduce_all(is_finite),
             lambda: text(
                 "`weights` must be finite. Received: ",
-                first_entry("weights", weights, is_finite, hotness),
+                first_entry(f"weights{index}", weights, is_finite, hotness),
             ),
         )
     if padding_id is not None:
         ids, segments = ids[~is_padding], segments[~is_padding]
         weights = None if weights is None else weights[~is_padding]
-    return ids, segments, batch, weights
+    return _Lookups(ids, segments, batch, weights)

@@ -100,7 +100,9 @@ def row_update(
         raise ValueError(
             f"`gradient` must be a tf.IndexedSlices. Received: {type(gradient).__name__}"
         )
-    _check_rule(rule, slots, hyperparameters)
+    _check_rule(rule, table, slots, hyperparameters)
+    if gradient.dtype != table.dtype:  # as Keras does, whose loss scaling makes gradients float32
+        gradient = tf.cast(gradient, table.dtype)
     dtype = weight_dtype(table)
     scalars = [learning_rate, decay, *(hyperparameters[name] for name in RULES[rule][1])]
     scalars += [0.0] * (_HYPERPARAMETERS - len(scalars))
@@ -122,12 +124,22 @@ def row_update(
     )
 
 
-def _check_rule(rule: str, slots: Sequence[Any], hyperparameters: dict[str, Any]) -> None:
+def _check_rule(
+    rule: str, table: Any, slots: Sequence[Any], hyperparameters: dict[str, Any]
+) -> None:
     if rule not in RULES:
         raise ValueError(f"`rule` must be one of {sorted(RULES)}. Received: rule={rule!r}")
     count, names = RULES[rule]
     if len(slots) != count:
         raise ValueError(f"`slots` of the rule {rule!r} must be {count}. Received: {len(slots)}")
+    shape = table.shape[:1] if rule == "rowwise_adagrad" else table.shape
+    dtype = weight_dtype(table)
+    for slot in slots:
+        if slot.shape != shape or slot.dtype != dtype:
+            raise ValueError(
+                f"`slots` of the rule {rule!r} must be {dtype.name} of shape {shape}. "
+                f"Received: {slot.dtype.name} of shape {slot.shape}"
+            )
     if set(hyperparameters) != set(names):
         raise ValueError(
             f"The rule {rule!r} takes the hyperparameters {sorted(names)}. "
@@ -195,15 +207,14 @@ def _reference(
     """The same in plain TensorFlow."""
     wide = scalars.dtype
     indices = tf.reshape(gradient.indices, [-1])
-    ids = tf.sort(tf.unique(indices).y)
-    is_row = (ids >= 0) & (tf.cast(ids, tf.int64) < table.shape[0])
+    bags = Bags(indices[:, tf.newaxis], tf.zeros([0], tf.int64), None)
+    with tf.control_dependencies(cast_tables([bags], [None], [0], 1)):  # negative ids fail there
+        ids = tf.sort(tf.unique(indices).y)
+    largest = tf.reduce_max(tf.concat([tf.cast(ids, tf.int64), [-1]], 0))
     ids = checked(
         ids,
-        tf.reduce_all(is_row),
-        lambda: text(
-            f"`ids` must be in `[0, {table.shape[0]})`. Received: ",
-            ids[tf.argmin(tf.cast(is_row, tf.int32))],
-        ),
+        largest < table.shape[0],
+        lambda: text(f"`ids` must be in `[0, {table.shape[0]})`. Received: ", largest),
     )
     values = tf.reshape(gradient.values, tf.concat([tf.shape(indices), table.shape[1:]], 0))
     sums = tf.math.unsorted_segment_sum(

@@ -1,5 +1,6 @@
 """What the optimizers of this room share: how a gradient of rows gets past Keras undensified."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +24,10 @@ class RowOptimizer(keras.optimizers.Optimizer):
     scaling), or refused (gradient accumulation, moving averages).
     """
 
-    _is_constructed = False
+    loss_scale_factor: Any
 
     def __init__(self, *args: Any, stochastic_rounding: bool, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_constructed = True
         self.stochastic_rounding = stochastic_rounding
         self.seed = seed
         self._tables_of_step: frozenset[str] = frozenset()
@@ -78,14 +78,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
 
     # ---- What Keras does around update_step ------------------------------------------------------
 
-    @property
-    def loss_scale_factor(self) -> Any:
-        return self._loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor: Any) -> None:
-        if factor is None and self._is_constructed:
-            # Only keras.optimizers.LossScaleOptimizer does that, to the optimizer that it wraps.
+    def build(self, variables: Any) -> None:
+        # Keras has no way to say that one optimizer wraps another; only the caller knows.
+        caller = sys._getframe(1).f_locals.get("self")
+        wrapper = keras.optimizers.LossScaleOptimizer
+        if isinstance(caller, wrapper) and type(caller).check_finite is wrapper.check_finite:
             warnings.warn(
                 "keras.optimizers.LossScaleOptimizer makes the gradient of each table dense to "
                 "see whether it is finite. Wrap this optimizer in "
@@ -94,7 +91,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        self._loss_scale_factor = factor
+        super().build(variables)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         scale = self.loss_scale_factor
@@ -103,11 +100,11 @@ class RowOptimizer(keras.optimizers.Optimizer):
             return
         # Keras would divide by the factor with an operator that tf.IndexedSlices do not have.
         grads = [None if grad is None else _map_values(grad, lambda v: v / scale) for grad in grads]
-        self._loss_scale_factor = None
+        self.loss_scale_factor = None
         try:
             super().apply(grads, trainable_variables)
         finally:
-            self._loss_scale_factor = scale
+            self.loss_scale_factor = scale
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         tables = [
@@ -140,7 +137,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         # Norms and limits are those of the gradient of a row, not of its parts.
         grads = [coalesce(grad) if isinstance(grad, tf.IndexedSlices) else grad for grad in grads]
         if self.global_clipnorm:
-            return tf.clip_by_global_norm(grads, self.global_clipnorm)[0]
+            scale = _global_scale(grads, self.global_clipnorm)
+            return [_map_values(g, lambda v: v * tf.cast(scale, v.dtype)) for g in grads]
         if self.clipvalue:
             limit = self.clipvalue
             return [_map_values(g, lambda v: tf.clip_by_value(v, -limit, limit)) for g in grads]
@@ -164,3 +162,17 @@ def _map_values(grad: Any, function: Any) -> Any:
     if isinstance(grad, tf.IndexedSlices):
         return tf.IndexedSlices(function(grad.values), grad.indices, grad.dense_shape)
     return function(grad)
+
+
+def _global_scale(grads: Sequence[Any], limit: float) -> tf.Tensor:
+    """What to multiply coalesced gradients by, so that their joint norm is at most `limit`.
+
+    Not tf.clip_by_global_norm, which wants one dtype.
+    """
+    squares = [
+        tf.reduce_sum(tf.cast(g.values if isinstance(g, tf.IndexedSlices) else g, tf.float32) ** 2)
+        for g in grads
+    ]
+    norm = tf.sqrt(tf.add_n(squares))
+    # The last term is zero, or NaN where the norm is not finite, as in Keras.
+    return limit * tf.minimum(1 / norm, 1 / limit) + (norm - norm)

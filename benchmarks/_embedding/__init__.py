@@ -1,0 +1,1 @@
+"""The parts of `embedding.py`: its cells, rivals, claims and their report."""
