@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "custom_ops/common/bags.h"
+#include "custom_ops/common/prefetch.h"
 #include "custom_ops/gather_reduce/row_reducer.h"
 
 namespace tfrec {
@@ -148,6 +149,9 @@ bool GatherReduceWeightGrad(const Table<T>& table, const Bags<Id>& bags,
       out[k] = 0;
       if (bags.IsPadding(k)) continue;
       if (!bags.IsRow(k, table.rows) || !std::isfinite(weights[k])) return false;
+      if (k + kPrefetchDistance < bags.lookups && bags.IsRow(k + kPrefetchDistance, table.rows)) {
+        Prefetch(table.data + bags.ids[k + kPrefetchDistance] * table.dim, table.dim);
+      }
       out[k] = Dot(table.data + bags.ids[k] * table.dim, grads + bag * width, table.dim);
       weighted_dots += weights[k] * out[k];
       divisor_sum.Add(weights[k]);

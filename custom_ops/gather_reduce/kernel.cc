@@ -56,23 +56,26 @@ class TableKernel : public BagKernel<T, Id> {
   // Runs work(i, first, last) over ranges of bags of each feature i; work is false for a fault.
   template <typename Work>
   absl::Status OverBags(OpKernelContext* ctx, const std::vector<Table<Stored>>& tables,
-                        const std::vector<Feature<Stored, Id>>& features, const Work& work) const {
+                        const std::vector<Feature<Stored, Id>>& features, int64_t width,
+                        const Work& work) const {
     const int64_t batch = features[0].bags.count;
     int64_t cost = 0;
     for (int i = 0; i < this->features(); ++i) {
       const int64_t lookups_per_bag = 1 + features[i].bags.lookups / std::max<int64_t>(1, batch);
-      cost += lookups_per_bag * LookupCost<T>(tables[table_of_[i]].dim);
+      cost += lookups_per_bag * LookupCost<T>(TableOf(i, tables).dim);
     }
+    // All features write to the same rows of the output: as many bags at a time as stay cached.
+    const int64_t block = this->features() == 1
+                              ? std::max<int64_t>(1, batch)
+                              : std::max<int64_t>(16, 65536 / std::max<int64_t>(1, width));
     std::atomic<bool> ok{true};
-    // The batch times the features: the last bag of one is followed by the first of the next.
-    ParallelFor(ctx, batch * this->features(), cost / this->features(),
-                [&](int64_t first, int64_t last) {
-                  for (int64_t i = first / batch; i * batch < last; ++i) {
-                    const int64_t from = std::max<int64_t>(0, first - i * batch);
-                    const int64_t to = std::min(batch, last - i * batch);
-                    if (!work(static_cast<int>(i), from, to)) ok = false;
-                  }
-                });
+    ParallelFor(ctx, batch, cost, [&](int64_t first, int64_t last) {
+      for (int64_t bag = first; bag < last; bag += block) {
+        for (int i = 0; i < this->features(); ++i) {
+          if (!work(i, bag, std::min(bag + block, last))) ok = false;
+        }
+      }
+    });
     for (int i = 0; !ok && i < this->features(); ++i) {
       const int64_t rows = TableOf(i, tables).rows;
       const Fault fault = FindFault(features[i].bags, rows, features[i].weights);
@@ -158,7 +161,7 @@ class GatherReduceOp final : public TableKernel<T, Id> {
       std::fill_n(out, output->NumElements(), Pooled<Stored>{});
       return absl::OkStatus();
     }
-    return this->OverBags(ctx, tables, features, [&](int i, int64_t first, int64_t last) {
+    return this->OverBags(ctx, tables, features, width, [&](int i, int64_t first, int64_t last) {
       const Feature<Stored, Id>& feature = features[i];
       if (!feature.weights && !feature.bags.has_padding && !this->TableOf(i, tables).scales) {
         return GatherReducePlain(this->TableOf(i, tables), feature.bags, feature.combiner,
@@ -195,7 +198,7 @@ class GatherReduceWeightGradOp final : public TableKernel<T, Id> {
       TF_RETURN_IF_ERROR(weight_grads.allocate(i, weights[i].shape(), &output));
       outs.push_back(output->flat<Weight>().data());
     }
-    return this->OverBags(ctx, tables, features, [&](int i, int64_t first, int64_t last) {
+    return this->OverBags(ctx, tables, features, width, [&](int i, int64_t first, int64_t last) {
       const Feature<Stored, Id>& feature = features[i];
       if (!feature.weights || feature.bags.lookups == 0) return true;
       return GatherReduceWeightGrad(this->TableOf(i, tables), feature.bags, feature.weights,

@@ -3,13 +3,10 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "custom_ops/common/prefetch.h"
+
 namespace tfrec {
 namespace {
-
-// Rows are random, so the hardware prefetcher is of no help. For rows of 256 bytes, distances from
-// 8 to 32 measured the same on the machine of docs/embedding.md.
-constexpr int64_t kPrefetchDistance = 16;
-constexpr int64_t kCacheLine = 64;
 
 // Rows of a table by id, with the look of an array of pointers to them.
 template <typename T, typename Id>
@@ -30,7 +27,7 @@ void ReduceScalar(const Rows& rows, const Accumulator<T>* weights, int64_t count
     Accumulator<T> sums[kBlock] = {};
     for (int64_t k = 0; k < count; ++k) {
       if (k + kPrefetchDistance < readable) {
-        __builtin_prefetch(rows[k + kPrefetchDistance] + column);
+        Prefetch(rows[k + kPrefetchDistance] + column, kBlock);
       }
       const T* row = rows[k] + column;
       if (width == kBlock) {

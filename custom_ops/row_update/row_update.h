@@ -10,18 +10,12 @@
 #include <vector>
 
 #include "custom_ops/casting/casting.h"
+#include "custom_ops/common/prefetch.h"
 #include "custom_ops/gather_reduce/row_reducer.h"
 #include "custom_ops/gather_reduce/table_gradient.h"
 #include "custom_ops/row_update/row_updater.h"
 
 namespace tfrec {
-
-template <typename T>
-void PrefetchRow(const T* row, int64_t dim) {
-  for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(T)); byte += 64) {
-    __builtin_prefetch(reinterpret_cast<const char*>(row) + byte);
-  }
-}
 
 // A table and the slots of its optimizer.
 template <typename T>
@@ -32,10 +26,11 @@ struct TrainedTable {
   int64_t slot_dim;
   Accumulator<T>* slots[kMaxSlots];
 
-  // Row and slots of row number `id` will be read and written soon.
-  void Prefetch(int64_t id) const {
-    PrefetchRow(rows + id * dim, dim);
-    for (int s = 0; s < slot_count; ++s) PrefetchRow(slots[s] + id * slot_dim, slot_dim);
+  // Row and slots of row number `id` will be read and written soon. Inline for the reason that
+  // Prefetch() is.
+  [[gnu::always_inline]] void PrefetchRows(int64_t id) const {
+    Prefetch(rows + id * dim, dim);
+    for (int s = 0; s < slot_count; ++s) Prefetch(slots[s] + id * slot_dim, slot_dim);
   }
 };
 
@@ -44,13 +39,11 @@ template <typename T>
 void UpdateRows(const Casting& casting, const GradientRows<T>& gradient, RowReducer<T> reduce,
                 RowUpdater<T> update, const Hyperparameters<Accumulator<T>>& hyper,
                 Rounding rounding, const TrainedTable<T>& table, int64_t first, int64_t last) {
-  constexpr int64_t kPrefetchRows = 12;
-  constexpr int64_t kPrefetchGradients = 6;
   std::vector<T> sum(table.dim);
   ForEachSegment(casting, gradient, first, last, [&](const Segment<T>& segment) {
-    if (kPrefetchRows < segment.ids_readable) table.Prefetch(segment.ids[kPrefetchRows]);
-    if (kPrefetchGradients < segment.readable) {
-      PrefetchRow(segment.rows[kPrefetchGradients], table.dim);
+    // The rows of the incoming gradient are few, and in some cache already.
+    if (kPrefetchDistance < segment.ids_readable) {
+      table.PrefetchRows(segment.ids[kPrefetchDistance]);
     }
     const T* row_gradient = segment.rows[0];
     if (segment.count > 1 || segment.factors) {
