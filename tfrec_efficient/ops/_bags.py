@@ -172,6 +172,13 @@ def _fail(message: Any) -> tf.Tensor:
         return tf.constant(False)
 
 
+def static_batch(bags: Bags) -> int | None:
+    """The number of bags, where it is known before running."""
+    if bags.ids.shape.rank == 2:
+        return bags.ids.shape[0]
+    return None if bags.row_splits.shape[0] is None else bags.row_splits.shape[0] - 1
+
+
 def of_one_dtype(bags: Sequence[Bags]) -> list[Bags]:
     """The same features, with int64 ids where their dtypes differ."""
     if len({feature.ids.dtype for feature in bags}) == 1:

@@ -22,6 +22,7 @@ from tfrec_efficient.ops._bags import checked_row_splits
 from tfrec_efficient.ops._bags import equal
 from tfrec_efficient.ops._bags import first_entry
 from tfrec_efficient.ops._bags import of_one_dtype
+from tfrec_efficient.ops._bags import static_batch
 from tfrec_efficient.ops._bags import text
 from tfrec_efficient.ops._tables import as_scales
 from tfrec_efficient.ops._tables import as_table
@@ -157,6 +158,7 @@ def gather_reduce_many(
         as_bags(of_feature, weights[i], weight_dtype(tables[0])) for i, of_feature in enumerate(ids)
     ]
     bags = of_one_dtype(bags)
+    _check_batches(bags)
     castings = [tf.convert_to_tensor(casting, tf.int64) for casting in castings or ()]
 
     module = _loader.native()
@@ -270,6 +272,15 @@ def _check_lists(
             )
     for padding_id in padding_ids:
         check_padding_id(padding_id)
+
+
+def _check_batches(bags: Sequence[Bags]) -> None:
+    batches = [static_batch(feature) for feature in bags]
+    for i, batch in enumerate(batches):
+        if None not in (batch, batches[0]) and batch != batches[0]:
+            raise ValueError(
+                f"`ids` must all have as many bags, {batches[0]}. Received: `ids[{i}]` with {batch}"
+            )
 
 
 def _as_tables(tables: Sequence[Any], are_quantized: bool) -> list[Any]:

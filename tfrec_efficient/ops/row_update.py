@@ -100,13 +100,19 @@ def row_update(
         raise ValueError(
             f"`gradient` must be a tf.IndexedSlices. Received: {type(gradient).__name__}"
         )
+    expected = gradient.indices.shape.concatenate(table.shape[1:])
+    if not gradient.values.shape.is_compatible_with(expected):
+        raise ValueError(
+            f"`gradient` must have values of shape {expected}. "
+            f"Received: shape {gradient.values.shape}"
+        )
     _check_rule(rule, table, slots, hyperparameters)
     if gradient.dtype != table.dtype:  # as Keras does, whose loss scaling makes gradients float32
         gradient = tf.cast(gradient, table.dtype)
     dtype = weight_dtype(table)
     scalars = [learning_rate, decay, *(hyperparameters[name] for name in RULES[rule][1])]
     scalars += [0.0] * (_HYPERPARAMETERS - len(scalars))
-    scalars = tf.stack([tf.cast(scalar, dtype) for scalar in scalars])
+    scalars = tf.stack([_as_scalar(scalar, dtype) for scalar in scalars])
     seed = None if rounding_seed is None else tf.cast(rounding_seed, tf.int64)
     module = _loader.native()
     handles = [handle_on_cpu(variable) for variable in (table, *slots)]
@@ -122,6 +128,13 @@ def row_update(
         rule=rule,
         **(_source(gradient) or _as_lookups(gradient, table)),
     )
+
+
+def _as_scalar(value: Any, dtype: tf.DType) -> tf.Tensor:
+    # tf.cast would take a number of Python through float32.
+    if tf.is_tensor(value) or hasattr(value, "dtype"):
+        return tf.cast(value, dtype)
+    return tf.convert_to_tensor(value, dtype)
 
 
 def _check_rule(
