@@ -24,12 +24,22 @@ class CastIndicesOp final : public OpKernel {
   }
 
   void Compute(OpKernelContext* ctx) override {
+    for (int i = 0; i < ctx->num_inputs(); ++i) {
+      const int rank = ctx->input(i).dims();
+      OP_REQUIRES(
+          ctx, rank == 1 || rank == 2,
+          absl::InvalidArgumentError(absl::StrCat("`", ListEntry("ids", i, ctx->num_inputs()),
+                                                  "` must have rank 1 or 2. Received: shape ",
+                                                  ctx->input(i).shape().DebugString())));
+    }
     const Parallel parallel = ParallelOf(ctx);
     std::vector<absl::Status> statuses(ctx->num_outputs());
-    if (ctx->num_outputs() == 1) {
-      statuses[0] = CastTable(ctx, 0, parallel);
+    // Few tables are cast in turn, each by all threads.
+    if (ctx->num_outputs() < parallel.threads) {
+      for (int table = 0; table < ctx->num_outputs(); ++table) {
+        statuses[table] = CastTable(ctx, table, parallel);
+      }
     } else {
-      // Tables are plenty, and each is cast by one thread.
       parallel.run(ctx->num_outputs(),
                    [&](int64_t table) { statuses[table] = CastTable(ctx, table, Parallel()); });
     }

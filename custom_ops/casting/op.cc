@@ -11,12 +11,20 @@
 namespace tfrec {
 namespace {
 
-using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
+using tensorflow::shape_inference::ShapeHandle;
 
 absl::Status CastIndicesShape(InferenceContext* c) {
   std::vector<int> table_of;
   TF_RETURN_IF_ERROR(c->GetAttr("table_of", &table_of));
+  if (static_cast<int>(table_of.size()) != c->num_inputs()) {
+    return absl::InvalidArgumentError("`table_of` must have an entry for each of `ids`.");
+  }
+  for (int i = 0; i < c->num_inputs(); ++i) {
+    ShapeHandle ids;
+    TF_RETURN_IF_ERROR(c->WithRankAtLeast(c->input(i), 1, &ids));
+    TF_RETURN_IF_ERROR(c->WithRankAtMost(ids, 2, &ids));
+  }
   for (int table = 0; table < c->num_outputs(); ++table) {
     std::vector<int> features;
     for (int i = 0; i < c->num_inputs(); ++i) {

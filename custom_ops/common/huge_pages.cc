@@ -27,12 +27,19 @@ bool Enabled() {
 
 }  // namespace
 
-void HugePages::Use(const void* data, int64_t bytes) {
+void HugePages::Use(size_t table, const void* data, int64_t bytes) {
 #ifdef __linux__
   if (bytes < kLeastBytes || !Enabled()) return;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!seen_.emplace(data, bytes).second) return;
+    if (table >= seen_.size()) seen_.resize(table + 1);
+    Seen& seen = seen_[table];
+    if (seen.data != data || seen.bytes != bytes) {
+      seen = {data, bytes, false};
+      return;
+    }
+    if (seen.is_moved) return;
+    seen.is_moved = true;
   }
   // Whole huge pages only: what lies around them belongs to others.
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~(kHugePage - 1);

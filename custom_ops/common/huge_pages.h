@@ -5,24 +5,29 @@
 #ifndef TFREC_CUSTOM_OPS_COMMON_HUGE_PAGES_H_
 #define TFREC_CUSTOM_OPS_COMMON_HUGE_PAGES_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
-#include <set>
-#include <utility>
+#include <vector>
 
 namespace tfrec {
 
 class HugePages {
  public:
-  // Moves the memory of a table onto huge pages, in place, where the kernel allows: readers and
-  // writers may go on meanwhile. Takes about three seconds for a gigabyte, and next to nothing for
-  // memory that this object has seen or that is on huge pages. Small tables stay where they are,
-  // and with TFREC_HUGE_PAGES=0 all do.
-  void Use(const void* data, int64_t bytes);
+  // Moves the memory of table number `table` onto huge pages, in place, where the kernel allows:
+  // readers and writers may go on meanwhile. Does so the second time in a row that the table lies
+  // there, since memory that changes with each step is not worth it. Takes up to four seconds for a
+  // gigabyte, once. Small tables stay where they are, and with TFREC_HUGE_PAGES=0 all do.
+  void Use(size_t table, const void* data, int64_t bytes);
 
  private:
+  struct Seen {
+    const void* data = nullptr;
+    int64_t bytes = 0;
+    bool is_moved = false;
+  };
   std::mutex mutex_;
-  std::set<std::pair<const void*, int64_t>> seen_;
+  std::vector<Seen> seen_;
 };
 
 }  // namespace tfrec

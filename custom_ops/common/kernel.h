@@ -211,6 +211,11 @@ class BagKernel : public OpKernel {
               ". Received: shape ", weights[i].shape().DebugString()));
         }
         feature.weights = weights[i].flat<Weight>().data();
+      } else if (weights[i].NumElements() != 0) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("`", ListEntry("weights", i, this->features()),
+                         "` must be empty where `weighted` is false. Received: shape ",
+                         weights[i].shape().DebugString()));
       }
       if (feature.bags.count != (i == 0 ? feature.bags.count : features->at(0).bags.count)) {
         return absl::InvalidArgumentError(absl::StrCat(

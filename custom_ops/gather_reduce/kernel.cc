@@ -56,18 +56,16 @@ class TableKernel : public BagKernel<T, Id> {
   // Runs work(i, first, last) over ranges of bags of each feature i; work is false for a fault.
   template <typename Work>
   absl::Status OverBags(OpKernelContext* ctx, const std::vector<Table<Stored>>& tables,
-                        const std::vector<Feature<Stored, Id>>& features, int64_t width,
-                        const Work& work) const {
+                        const std::vector<Feature<Stored, Id>>& features, const Work& work) const {
     const int64_t batch = features[0].bags.count;
     int64_t cost = 0;
     for (int i = 0; i < this->features(); ++i) {
       const int64_t lookups_per_bag = 1 + features[i].bags.lookups / std::max<int64_t>(1, batch);
       cost += lookups_per_bag * LookupCost<T>(TableOf(i, tables).dim);
     }
-    // All features write to the same rows of the output: as many bags at a time as stay cached.
-    const int64_t block = this->features() == 1
-                              ? std::max<int64_t>(1, batch)
-                              : std::max<int64_t>(16, 65536 / std::max<int64_t>(1, width));
+    // All features write to the same rows of the output, which should stay cached meanwhile; but
+    // with few bags at a time there is nothing to prefetch.
+    const int64_t block = this->features() == 1 ? std::max<int64_t>(1, batch) : 512;
     std::atomic<bool> ok{true};
     ParallelFor(ctx, batch, cost, [&](int64_t first, int64_t last) {
       for (int64_t bag = first; bag < last; bag += block) {
@@ -111,7 +109,7 @@ class TableKernel : public BagKernel<T, Id> {
         Tensor* value = nullptr;
         TF_RETURN_IF_ERROR(variables->Get(i, name, DataTypeToEnum<T>::value, &value));
         tensor = value;
-        huge_pages_.Use(tensor->data(), tensor->TotalBytes());
+        huge_pages_.Use(i, tensor->data(), tensor->TotalBytes());
       }
       if (!TensorShapeUtils::IsMatrix(tensor->shape())) {
         return absl::InvalidArgumentError(absl::StrCat(
@@ -161,7 +159,7 @@ class GatherReduceOp final : public TableKernel<T, Id> {
       std::fill_n(out, output->NumElements(), Pooled<Stored>{});
       return absl::OkStatus();
     }
-    return this->OverBags(ctx, tables, features, width, [&](int i, int64_t first, int64_t last) {
+    return this->OverBags(ctx, tables, features, [&](int i, int64_t first, int64_t last) {
       const Feature<Stored, Id>& feature = features[i];
       if (!feature.weights && !feature.bags.has_padding && !this->TableOf(i, tables).scales) {
         return GatherReducePlain(this->TableOf(i, tables), feature.bags, feature.combiner,
@@ -198,7 +196,7 @@ class GatherReduceWeightGradOp final : public TableKernel<T, Id> {
       TF_RETURN_IF_ERROR(weight_grads.allocate(i, weights[i].shape(), &output));
       outs.push_back(output->flat<Weight>().data());
     }
-    return this->OverBags(ctx, tables, features, width, [&](int i, int64_t first, int64_t last) {
+    return this->OverBags(ctx, tables, features, [&](int i, int64_t first, int64_t last) {
       const Feature<Stored, Id>& feature = features[i];
       if (!feature.weights || feature.bags.lookups == 0) return true;
       return GatherReduceWeightGrad(this->TableOf(i, tables), feature.bags, feature.weights,
@@ -251,8 +249,9 @@ class GatherReduceGradOp final : public BagKernel<T, Id> {
       }
       statuses[table] = ComputeTable(ctx, table, of_table, grads, dims[table], threads);
     };
-    if (tables == 1) {
-      compute(0, parallel);
+    // Few tables are computed in turn, each by all threads.
+    if (tables < parallel.threads) {
+      for (int table = 0; table < tables; ++table) compute(table, parallel);
     } else {
       parallel.run(tables, [&](int64_t table) { compute(table, Parallel()); });
     }

@@ -78,7 +78,11 @@ absl::Status GradShape(InferenceContext* c) {
   std::vector<int> dims;
   TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 2, &grads));
   TF_RETURN_IF_ERROR(c->GetAttr("dims", &dims));
-  const int tables = dims.size();
+  int tables = 0;
+  TF_RETURN_IF_ERROR(c->GetAttr("num_tables", &tables));
+  if (static_cast<int>(dims.size()) != tables) {
+    return absl::InvalidArgumentError("`dims` must have an entry for each of `castings`.");
+  }
   for (int table = 0; table < tables; ++table) {
     const DimensionHandle unique = c->UnknownDim();
     c->set_output(table, c->Vector(unique));

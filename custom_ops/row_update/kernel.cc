@@ -114,27 +114,27 @@ class RowUpdateOp final : public BagKernel<T, Id> {
                          ". Received: ", slots[s]->shape().DebugString()));
       }
     }
-    TF_RETURN_IF_ERROR(MakeWritable(ctx, rows));
+    TF_RETURN_IF_ERROR(MakeWritable(ctx, 0, rows));
     table->rows = CoreData<T>(rows);
     table->dim = rows->NumElements() / std::max<int64_t>(1, rows->dim_size(0));
     table->slot_count = info_.slots;
     table->slot_dim = scalar ? 1 : table->dim;
     for (int s = 0; s < info_.slots; ++s) {
-      TF_RETURN_IF_ERROR(MakeWritable(ctx, slots[s]));
+      TF_RETURN_IF_ERROR(MakeWritable(ctx, 1 + s, slots[s]));
       table->slots[s] = slots[s]->flat<Weight>().data();
     }
     return absl::OkStatus();
   }
 
   // Somebody who still holds the value of the variable, as a dense read does, must keep that value.
-  absl::Status MakeWritable(OpKernelContext* ctx, Tensor* tensor) {
+  absl::Status MakeWritable(OpKernelContext* ctx, size_t input, Tensor* tensor) {
     if (!tensor->RefCountIsOne()) {
       Tensor copy;
       TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
       std::memcpy(copy.data(), tensor->data(), tensor->TotalBytes());
       *tensor = copy;
     }
-    huge_pages_.Use(tensor->data(), tensor->TotalBytes());
+    huge_pages_.Use(input, tensor->data(), tensor->TotalBytes());
     return absl::OkStatus();
   }
 

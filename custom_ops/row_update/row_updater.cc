@@ -41,7 +41,7 @@ RowUpdater<T> SelectFtrl();
   constexpr int64_t kWidth = 1;                                                              \
   inline Register Fill(Register value) { return value; }                                     \
   inline Register Sqrt(Register value) { return std::sqrt(value); }                          \
-  inline Register Max(Register a, Register b) { return std::max(a, b); }                     \
+  inline Register Max(Register a, Register b) { return a > b ? a : b; }                      \
   template <typename T>                                                                      \
   inline Register Load(const T* p) {                                                         \
     return Widen(*p);                                                                        \

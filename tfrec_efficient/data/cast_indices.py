@@ -16,7 +16,8 @@ def cast_indices(
 
     The backward pass of an embedding layer needs its lookups sorted by id. Sorting needs nothing
     but ids, so here it runs in the input pipeline, while the step before is still running. Apply it
-    after `batch`, and `prefetch` behind it.
+    after `batch`, and `prefetch` behind it. A casting is that of one batch: it does not survive
+    `unbatch`, or a `tf.distribute` strategy that splits batches among replicas.
 
     Args:
         features: The name of the feature to add, by the name of the feature with the ids.

@@ -231,8 +231,9 @@ class EmbeddingBag(keras.layers.Layer):
             config: What Keras makes of `mode`. Defaults to None.
 
         Raises:
-            ValueError: The layer is not built, or quantized already, or a mode or config is
-                another one.
+            ValueError: The layer is not built, or quantized already; the mode or a quantizer is
+                another one; the policy is `float16` or `mixed_float16`, from which Keras does
+                not quantize; or a row is not finite.
         """
         self._check_quantize_args(mode, self.compute_dtype)
         quantizer = getattr(config, "weight_quantizer", None)
@@ -241,7 +242,13 @@ class EmbeddingBag(keras.layers.Layer):
                 '`quantize` takes `mode="int8"` and no quantizer of its own. '
                 f"Received: mode={mode!r}, weight_quantizer={quantizer!r}"
             )
-        policy: str = self.dtype_policy.name
+        # Everything that can fail comes before the layer changes.
+        source: str = (
+            self._dtype_policy.default_policy.name
+            if isinstance(self._dtype_policy, keras.dtype_policies.DTypePolicyMap)
+            else self.dtype_policy.name
+        )
+        policy = keras.dtype_policies.get(f"int8_from_{source}")
         rows, scales = _quantized(self.embeddings.value)
         self._tracker.unlock()
         self._untrack_variable(self.embeddings)
@@ -250,7 +257,7 @@ class EmbeddingBag(keras.layers.Layer):
         self.embeddings.assign(rows)
         self.scales.assign(scales)
         self._is_quantized = True
-        self.dtype_policy = keras.dtype_policies.get(f"int8_from_{policy}")
+        self.dtype_policy = policy
 
     def _build_int8(self) -> None:
         self.embeddings = self.add_weight(
@@ -299,6 +306,9 @@ def _quantized(table: tf.Variable) -> tuple[np.ndarray, np.ndarray]:
         ids = tf.range(start, min(start + part, input_dim))
         values = gather_reduce(table, ids[:, tf.newaxis]).numpy().astype(np.float32)
         largest = np.abs(values).max(axis=1)
+        if not np.isfinite(largest).all():
+            row = start + int(np.argmin(np.isfinite(largest)))
+            raise ValueError(f"A table must be finite to be quantized. Received: row {row} is not")
         # A row of zeros keeps them at any scale.
         scales[start : start + part] = np.where(largest > 0, largest / 127, 1)
         rows[start : start + part] = np.rint(

@@ -33,8 +33,9 @@ class EmbeddingBagCollection(keras.layers.Layer):
             Defaults to `"sum"`.
         padding_id: int or None, for all features or by the name of the feature. Lookups of this id
             count as absent. Defaults to None.
-        output: `"concat"` for one tensor of shape `(batch, sum of output_dim of the features)`, or
-            `"dict"` for `(batch, output_dim)` by the name of the feature. Defaults to `"concat"`.
+        output_format: `"concat"` for one tensor of shape `(batch, sum of output_dim of the
+            features)`, or `"dict"` for `(batch, output_dim)` by the name of the feature.
+            Defaults to `"concat"`.
         embeddings_initializer: Initializer of all tables. Defaults to `"uniform"`.
         **kwargs: Arguments of `keras.layers.Layer`.
 
@@ -73,7 +74,7 @@ class EmbeddingBagCollection(keras.layers.Layer):
         features: Mapping[str, str],
         combiner: Combiner | Mapping[str, Combiner] = "sum",
         padding_id: int | None | Mapping[str, int | None] = None,
-        output: Literal["concat", "dict"] = "concat",
+        output_format: Literal["concat", "dict"] = "concat",
         embeddings_initializer: Any = "uniform",
         **kwargs: Any,
     ) -> None:
@@ -90,14 +91,17 @@ class EmbeddingBagCollection(keras.layers.Layer):
                     "`tables` must give two positive integers, `(input_dim, output_dim)`. "
                     f"Received: tables[{name!r}]={sizes}"
                 )
-        if output not in ("concat", "dict"):
-            raise ValueError(f'`output` must be "concat" or "dict". Received: output={output!r}')
+        if output_format not in ("concat", "dict"):
+            raise ValueError(
+                '`output_format` must be "concat" or "dict". '
+                f"Received: output_format={output_format!r}"
+            )
         super().__init__(**kwargs)
         self.tables = {name: tuple(sizes) for name, sizes in tables.items()}
         self.features = dict(features)
-        self.combiner = combiner
-        self.padding_id = padding_id
-        self.output_format = output
+        self.combiner = dict(combiner) if isinstance(combiner, Mapping) else combiner
+        self.padding_id = dict(padding_id) if isinstance(padding_id, Mapping) else padding_id
+        self.output_format = output_format
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.supports_jit = False  # XLA cannot compile custom ops
         self.autocast = False  # half precision would merge ids
@@ -223,7 +227,7 @@ class EmbeddingBagCollection(keras.layers.Layer):
             features=self.features,
             combiner=self.combiner,
             padding_id=self.padding_id,
-            output=self.output_format,
+            output_format=self.output_format,
             embeddings_initializer=keras.initializers.serialize(self.embeddings_initializer),
         )
         return config

@@ -179,20 +179,16 @@ def _source(gradient: tf.IndexedSlices) -> dict[str, Any] | None:
     Only graphs know where a tensor comes from. The op that is passed over has no other reader then,
     and never runs.
     """
-    values = gradient.values
-    if not tf.is_symbolic_tensor(values):
+    if not tf.is_symbolic_tensor(gradient.values):
         return None
-    while values.op.type == "Identity":
-        values = values.op.inputs[0]
+    values, indices = _without_identity(gradient.values), _without_identity(gradient.indices)
     op = values.op
-    if op.type != "TfrecEfficient>GatherReduceGrad":
+    if op.type != "TfrecEfficient>GatherReduceGrad" or op.control_inputs or indices.op is not op:
         return None
     num_tables = op.get_attr("num_tables")
-    table = values.value_index - num_tables
-    indices = gradient.indices
-    while indices.op.type == "Identity":
-        indices = indices.op.inputs[0]
-    if indices.op is not op or indices.value_index != table:
+    table = indices.value_index
+    # An unknown width could be another than that of the table to update.
+    if values.value_index - num_tables != table or -1 in op.get_attr("dims"):
         return None
     common = features_of(op, 1)
     table_of, dims = common.pop("table_of"), op.get_attr("dims")
@@ -204,6 +200,13 @@ def _source(gradient: tf.IndexedSlices) -> dict[str, Any] | None:
         "columns": [columns[i] for i in mine],
         "casting": op.inputs[len(op.inputs) - num_tables + table],
     }
+
+
+def _without_identity(tensor: tf.Tensor) -> tf.Tensor:
+    # One with control inputs waits for something, such as an assertion, which must not be lost.
+    while tensor.op.type == "Identity" and not tensor.op.control_inputs:
+        tensor = tensor.op.inputs[0]
+    return tensor
 
 
 # ---- Reference -----------------------------------------------------------------------------------

@@ -27,10 +27,13 @@ class RowOptimizer(keras.optimizers.Optimizer):
     loss_scale_factor: Any
 
     def __init__(self, *args: Any, stochastic_rounding: bool, seed: int, **kwargs: Any) -> None:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
         super().__init__(*args, **kwargs)
         self.stochastic_rounding = stochastic_rounding
         self.seed = seed
         self._tables_of_step: frozenset[str] = frozenset()
+        self._makes_tables_dense = False
 
     def _update_rows(
         self, gradient: tf.IndexedSlices, variable: tf.Variable, learning_rate: Any
@@ -60,7 +63,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         """`row_update` with what all optimizers have."""
         decay: Any = 0.0
         if self.weight_decay is not None and self._use_weight_decay(variable):
-            decay = tf.cast(learning_rate, tf.float32) * self.weight_decay
+            decay = tf.cast(learning_rate, tf.float64) * self.weight_decay
         seed = None
         if self.stochastic_rounding and variable.dtype.size < 4:
             of_table = self.seed * 1_000_003 + self._get_variable_index(variable)
@@ -82,29 +85,16 @@ class RowOptimizer(keras.optimizers.Optimizer):
         # Keras has no way to say that one optimizer wraps another; only the caller knows.
         caller = sys._getframe(1).f_locals.get("self")
         wrapper = keras.optimizers.LossScaleOptimizer
-        if isinstance(caller, wrapper) and type(caller).check_finite is wrapper.check_finite:
-            warnings.warn(
-                "keras.optimizers.LossScaleOptimizer makes the gradient of each table dense to "
-                "see whether it is finite. Wrap this optimizer in "
-                "`tfrec_efficient.optimizers.LossScaleOptimizer` instead, before "
-                "`model.compile`.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        is_stock = isinstance(caller, wrapper) and (
+            type(caller).check_finite is wrapper.check_finite
+        )
+        self._makes_tables_dense = is_stock
         super().build(variables)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        scale = self.loss_scale_factor
-        if scale is None or not any(isinstance(grad, tf.IndexedSlices) for grad in grads):
-            super().apply(grads, trainable_variables)
-            return
-        # Keras would divide by the factor with an operator that tf.IndexedSlices do not have.
-        grads = [None if grad is None else _map_values(grad, lambda v: v / scale) for grad in grads]
-        self.loss_scale_factor = None
-        try:
-            super().apply(grads, trainable_variables)
-        finally:
-            self.loss_scale_factor = scale
+        if self.loss_scale_factor is not None:
+            grads = [_Divisible.of(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
+        super().apply(grads, trainable_variables)
 
     def _backend_apply_gradients(self, grads: Any, trainable_variables: Any) -> None:
         tables = [
@@ -121,6 +111,15 @@ class RowOptimizer(keras.optimizers.Optimizer):
                     f"`{name}` would rewrite every row of the table `{tables[0].path}` at each "
                     f"step, and is not supported with it. Received: {name}={value}"
                 )
+        if tables and self._makes_tables_dense:
+            warnings.warn(
+                "keras.optimizers.LossScaleOptimizer makes the gradient of each table dense to "
+                "see whether it is finite. Wrap this optimizer in "
+                "`tfrec_efficient.optimizers.LossScaleOptimizer` instead, before "
+                "`model.compile`.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._tables_of_step = frozenset(self._var_key(variable) for variable in tables)
         super()._backend_apply_gradients(grads, trainable_variables)
 
@@ -131,8 +130,8 @@ class RowOptimizer(keras.optimizers.Optimizer):
         )
 
     def _clip_gradients(self, grads: Any) -> Any:
-        limits = self.clipnorm or self.clipvalue or self.global_clipnorm
-        if not limits or not any(isinstance(grad, tf.IndexedSlices) for grad in grads):
+        limit = self.clipnorm or self.clipvalue or self.global_clipnorm or 0
+        if limit <= 0 or not any(isinstance(grad, tf.IndexedSlices) for grad in grads):
             return super()._clip_gradients(grads)
         # Norms and limits are those of the gradient of a row, not of its parts.
         grads = [coalesce(grad) if isinstance(grad, tf.IndexedSlices) else grad for grad in grads]
@@ -140,7 +139,6 @@ class RowOptimizer(keras.optimizers.Optimizer):
             scale = _global_scale(grads, self.global_clipnorm)
             return [_map_values(g, lambda v: v * tf.cast(scale, v.dtype)) for g in grads]
         if self.clipvalue:
-            limit = self.clipvalue
             return [_map_values(g, lambda v: tf.clip_by_value(v, -limit, limit)) for g in grads]
         return super()._clip_gradients(grads)
 
@@ -156,6 +154,17 @@ class RowOptimizer(keras.optimizers.Optimizer):
         config = super().get_config()
         config.update(stochastic_rounding=self.stochastic_rounding, seed=self.seed)
         return config
+
+
+class _Divisible(tf.IndexedSlices):
+    """A gradient with the operator by which Keras takes the loss scale out of it again."""
+
+    @classmethod
+    def of(cls, grad: tf.IndexedSlices) -> tf.IndexedSlices:
+        return cls(grad.values, grad.indices, grad.dense_shape)
+
+    def __truediv__(self, scale: Any) -> tf.IndexedSlices:
+        return _map_values(self, lambda values: values / tf.cast(scale, values.dtype))
 
 
 def _map_values(grad: Any, function: Any) -> Any:

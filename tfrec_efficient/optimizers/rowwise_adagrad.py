@@ -8,8 +8,38 @@ import tensorflow as tf
 from tfrec_efficient.optimizers._row_optimizer import RowOptimizer
 
 
+class _DenseRowwiseAdagrad(keras.optimizers.Adagrad):
+    """What Keras would have: row-wise Adagrad for dense gradients."""
+
+    def add_variable_from_reference(
+        self, reference_variable: Any, name: Any = None, initializer: Any = "zeros"
+    ) -> Any:
+        is_table = (
+            reference_variable.name.split(":")[0].endswith("embeddings")
+            and len(reference_variable.shape) == 2
+        )
+        if name != "accumulator" or not is_table:
+            return super().add_variable_from_reference(reference_variable, name, initializer)
+        return self.add_variable(
+            (reference_variable.shape[0],),
+            initializer,
+            reference_variable.dtype,
+            name=f"{reference_variable.path.replace('/', '_')}_{name}",
+        )
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        slot = self._accumulators[self._get_variable_index(variable)]
+        if len(slot.shape) == len(variable.shape):
+            super().update_step(gradient, variable, learning_rate)
+            return
+        gradient = tf.cast(gradient, slot.dtype)
+        self.assign_add(slot, tf.reduce_mean(gradient**2, axis=1))
+        rate = tf.cast(learning_rate, slot.dtype) / tf.sqrt(slot + self.epsilon)
+        self.assign_sub(variable, rate[:, tf.newaxis] * gradient)
+
+
 @keras.saving.register_keras_serializable(package="tfrec_efficient")
-class RowwiseAdagrad(RowOptimizer, keras.optimizers.Adagrad):
+class RowwiseAdagrad(RowOptimizer, _DenseRowwiseAdagrad):
     """Adagrad whose memory for a table is one number a row.
 
     A table is a variable of rank 2 whose name ends in `embeddings`, as those of the embedding
@@ -63,31 +93,6 @@ class RowwiseAdagrad(RowOptimizer, keras.optimizers.Adagrad):
             seed=seed,
             **kwargs,
         )
-
-    def add_variable_from_reference(
-        self, reference_variable: Any, name: Any = None, initializer: Any = "zeros"
-    ) -> Any:
-        is_table = (
-            reference_variable.name.endswith("embeddings") and len(reference_variable.shape) == 2
-        )
-        if name != "accumulator" or not is_table:
-            return super().add_variable_from_reference(reference_variable, name, initializer)
-        return self.add_variable(
-            (reference_variable.shape[0],),
-            initializer,
-            reference_variable.dtype,
-            name=f"{reference_variable.path.replace('/', '_')}_{name}",
-        )
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        slot = self._accumulators[self._get_variable_index(variable)]
-        if isinstance(gradient, tf.IndexedSlices) or len(slot.shape) == len(variable.shape):
-            super().update_step(gradient, variable, learning_rate)
-            return
-        gradient = tf.cast(gradient, slot.dtype)
-        self.assign_add(slot, tf.reduce_mean(gradient**2, axis=1))
-        rate = tf.cast(learning_rate, slot.dtype) / tf.sqrt(slot + self.epsilon)
-        self.assign_sub(variable, rate[:, tf.newaxis] * gradient)
 
     def _update_rows(
         self, gradient: tf.IndexedSlices, variable: tf.Variable, learning_rate: Any
