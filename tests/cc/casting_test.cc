@@ -1,27 +1,55 @@
-#include "custom_ops/gather_reduce/casting.h"
+#include "custom_ops/casting/casting.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
-#include <map>
-#include <random>
+#include <numeric>
+#include <optional>
 #include <utility>
 #include <vector>
 
-#include "custom_ops/common/narrow_float.h"
-#include "custom_ops/gather_reduce/bags.h"
-#include "custom_ops/gather_reduce/row_reducer.h"
+#include "custom_ops/common/bags.h"
+#include "custom_ops/common/parallel.h"
 #include "tests/cc/check.h"
+#include "tests/cc/random_lookups.h"
 #include "tests/cc/random_rows.h"
 
 namespace tfrec {
 namespace {
 
-template <typename Value>
-Value OneOf(Rng* rng, const std::vector<Value>& values) {
-  return values[Below(rng, values.size())];
+constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMin = std::numeric_limits<int64_t>::min();
+constexpr int64_t kMostThreads = 4;
+
+// ---------------------------------------------------------------------------------- parallel
+
+void TestSplitCoversEverythingOnce() {
+  for (const int64_t total : {0, 1, 5, 100}) {
+    for (const int64_t blocks : {1, 2, 3, 7}) {
+      std::vector<int64_t> block_of(total, -1);
+      Backwards(blocks).Split(total, blocks, [&](int64_t block, int64_t begin, int64_t end) {
+        CHECK(end - begin >= total / blocks && end - begin <= total / blocks + 1, total, blocks);
+        for (int64_t i = begin; i < end; ++i) {
+          CHECK_EQ(block_of[i], -1, total, blocks, block);
+          block_of[i] = block;
+        }
+      });
+      CHECK(std::find(block_of.begin(), block_of.end(), -1) == block_of.end(), total, blocks);
+      CHECK(std::is_sorted(block_of.begin(), block_of.end()), total, blocks);
+    }
+  }
+}
+
+void TestBlocks() {
+  const auto blocks = [](int64_t threads, int64_t total) {
+    return Backwards(threads).Blocks(total, 100);
+  };
+  CHECK_EQ(blocks(4, 0), 1);
+  CHECK_EQ(blocks(4, 199), 1);
+  CHECK_EQ(blocks(4, 200), 2);
+  CHECK_EQ(blocks(4, 399), 3);
+  CHECK_EQ(blocks(4, 100000), 4);
+  CHECK_EQ(blocks(1, 100000), 1);
 }
 
 // ------------------------------------------------------------------------------------- pairs
@@ -29,6 +57,7 @@ Value OneOf(Rng* rng, const std::vector<Value>& values) {
 void TestBitsFor() {
   CHECK_EQ(BitsFor(0), 0);
   CHECK_EQ(BitsFor(1), 0);
+  CHECK_EQ(BitsFor(2), 1);
   for (int bits = 1; bits < 64; ++bits) {
     const uint64_t count = uint64_t{1} << bits;
     CHECK_EQ(BitsFor(count), bits);
@@ -37,383 +66,464 @@ void TestBitsFor() {
   CHECK_EQ(BitsFor(std::numeric_limits<uint64_t>::max()), 64);
 }
 
-uint64_t RandomBits(Rng* rng, int bits) { return bits == 0 ? 0 : (*rng)() >> (64 - bits); }
+void TestSortPasses() {
+  CHECK_EQ(SortPasses(0), 0);
+  for (int key_bits = 1; key_bits <= 63; ++key_bits) {
+    CHECK_EQ(SortPasses(key_bits), 1 + (key_bits - 1) / 11, key_bits);
+  }
+}
+
+int64_t RandomBits(Rng* rng, int bits) { return bits == 0 ? 0 : (*rng)() >> (64 - bits); }
 
 void CheckSort(Rng* rng, int64_t count, int key_bits, int payload_bits) {
-  std::vector<uint64_t> buffer(count);
-  for (uint64_t& pair : buffer) {
-    const uint64_t key = RandomBits(rng, key_bits);
-    pair = key << payload_bits | RandomBits(rng, payload_bits);
-  }
-  const auto key = [&](uint64_t pair) { return pair >> payload_bits; };
-  std::vector<uint64_t> expected = buffer;
+  std::vector<int64_t> words(count);
+  for (int64_t& word : words) word = RandomBits(rng, key_bits + payload_bits);
+  std::vector<int64_t> expected = words;
   std::stable_sort(expected.begin(), expected.end(),
-                   [&](uint64_t a, uint64_t b) { return key(a) < key(b); });
-
-  std::vector<uint64_t> scratch(count);
-  PackedPairs pairs{buffer.data(), count, payload_bits, key_bits};
-  SortPairs(&pairs, scratch.data());
-  CHECK(pairs.data == buffer.data() || pairs.data == scratch.data(), key_bits, payload_bits);
-  for (int64_t i = 0; i < count; ++i) {
-    CHECK_EQ(pairs.data[i], expected[i], i, count, key_bits, payload_bits);
-    CHECK_EQ(static_cast<uint64_t>(pairs.Key(i)), key(expected[i]), payload_bits);
-    CHECK_EQ(static_cast<uint64_t>(pairs.Payload(i)),
-             expected[i] - (key(expected[i]) << payload_bits), payload_bits);
+                   [&](int64_t a, int64_t b) { return a >> payload_bits < b >> payload_bits; });
+  for (int64_t threads = 1; threads <= kMostThreads; ++threads) {
+    std::vector<int64_t> from = words;
+    std::vector<int64_t> to(count, -1);
+    SortPairs(from.data(), to.data(), count, payload_bits, key_bits, Backwards(threads));
+    CHECK((SortPasses(key_bits) % 2 == 0 ? from : to) == expected, count, key_bits, payload_bits,
+          threads);
   }
-
-  std::vector<int64_t> expected_starts;
-  for (int64_t i = 0; i < count; ++i) {
-    if (i == 0 || key(expected[i]) != key(expected[i - 1])) expected_starts.push_back(i);
-  }
-  std::vector<int64_t> starts(count + 1, -1);
-  const int64_t segments = FindSegments(pairs, starts.data());
-  CHECK_EQ(segments, static_cast<int64_t>(expected_starts.size()), count, key_bits);
-  CHECK_EQ(starts[segments], count, segments, key_bits);
-  starts.resize(segments);
-  CHECK(starts == expected_starts, count, key_bits, payload_bits);
 }
 
 void TestSort() {
   Rng rng(1);
-  // Key bits below, at and above multiples of the digit of 11 bits. 40 + 24 fill the whole word.
+  // Key bits below, at and above multiples of the digit of 11 bits.
   for (const int key_bits : {0, 1, 2, 10, 11, 12, 22, 23, 33, 40}) {
-    for (const int payload_bits : {0, 1, 7, 24}) {
+    for (const int payload_bits : {0, 1, 7, 23}) {
       for (const int64_t count : {0, 1, 2, 3, 100, 3000}) {
         CheckSort(&rng, count, key_bits, payload_bits);
       }
     }
   }
   CheckSort(&rng, 1000, 63, 0);
-  CheckSort(&rng, 1000, 63, 1);
+  CheckSort(&rng, 1000, 62, 1);
+  // Several blocks, as many as threads and fewer.
+  for (const int key_bits : {1, 11, 12, 23, 46}) {
+    CheckSort(&rng, 40000, key_bits, 16);
+    CheckSort(&rng, 70000, key_bits, 17);
+  }
 }
 
-// -------------------------------------------------------------------------------------- bags
+// ----------------------------------------------------------------------------------- lookups
 
-constexpr int64_t kPaddingId = 5;
+// What casting looks at: ids, and which of them are padding.
+struct Feature {
+  std::vector<int64_t> ids;
+  std::optional<int64_t> padding_id;
 
-template <typename Id>
-struct BagData {
-  std::vector<Id> ids;
-  std::vector<int64_t> row_splits;  // empty where all bags have `hotness` lookups
-  std::vector<int64_t> bag_of_position;
-  int64_t count;
-  int64_t hotness;
-  bool has_padding;
-
-  Bags<Id> bags() const {
-    return {ids.data(), static_cast<int64_t>(ids.size()),
-            count,      row_splits.empty() ? nullptr : row_splits.data(),
-            hotness,    has_padding,
-            kPaddingId};
-  }
-  bool IsPadding(int64_t position) const { return has_padding && ids[position] == kPaddingId; }
+  bool IsPadding(size_t k) const { return padding_id && ids[k] == *padding_id; }
 };
+using Features = std::vector<Feature>;
 
-// `hotness` lookups in each bag, or up to twice as many where `ragged`.
-template <typename Id>
-BagData<Id> RandomBags(Rng* rng, int64_t count, int64_t hotness, int64_t rows, bool ragged,
-                       bool has_padding) {
-  BagData<Id> data{{}, {}, {}, count, ragged ? 0 : hotness, has_padding};
-  if (ragged) data.row_splits = {0};
-  for (int64_t bag = 0; bag < count; ++bag) {
-    for (int64_t left = ragged ? Below(rng, 2 * hotness + 1) : hotness; left > 0; --left) {
-      data.ids.push_back(static_cast<Id>(Below(rng, rows)));
-      data.bag_of_position.push_back(bag);
-    }
-    if (ragged) data.row_splits.push_back(data.ids.size());
-  }
-  return data;
+int64_t Total(const Features& features) {
+  int64_t total = 0;
+  for (const Feature& feature : features) total += feature.ids.size();
+  return total;
 }
 
+// The same with ids of another type.
 template <typename Id>
-std::vector<BagData<Id>> ManyBags(Rng* rng) {
-  std::vector<BagData<Id>> many;
-  for (const bool ragged : {false, true}) {
-    for (const bool has_padding : {false, true}) {
-      for (const int64_t count : {0, 1, 3, 60}) {
-        for (const int64_t hotness : {0, 1, 7}) {
-          many.push_back(RandomBags<Id>(rng, count, hotness, 30, ragged, has_padding));
-        }
-      }
-      // A chunk ends at 4096 pairs: ids with more of them, one with just as many, and many chunks.
-      many.push_back(RandomBags<Id>(rng, 700, 30, 3, ragged, has_padding));
-      many.push_back(RandomBags<Id>(rng, 4096, 1, 1, ragged, has_padding));
-      many.push_back(RandomBags<Id>(rng, 900, 10, 400, ragged, has_padding));
+class Lookups {
+ public:
+  explicit Lookups(const Features& features) {
+    for (const Feature& feature : features) {
+      ids_.emplace_back(feature.ids.begin(), feature.ids.end());
+    }
+    for (size_t f = 0; f < features.size(); ++f) {
+      const int64_t size = ids_[f].size();
+      const std::optional<int64_t>& padding_id = features[f].padding_id;
+      view_.features.push_back(
+          {ids_[f].data(), size, size, nullptr, 1, padding_id.has_value(), padding_id.value_or(0)});
     }
   }
-  return many;
-}
+  const TableLookups<Id>& view() const { return view_; }
 
-// All the steps from bags to segments, and the buffers behind them.
-struct Casted {
-  std::vector<uint64_t> buffer;
-  std::vector<uint64_t> scratch;
-  std::vector<int64_t> starts;
-  PackedPairs pairs;
-  int64_t segments;
+ private:
+  std::vector<std::vector<Id>> ids_;
+  TableLookups<Id> view_;
 };
 
-template <typename Id>
-void Cast(const BagData<Id>& data, bool payload_is_position, Casted* casted) {
-  const Bags<Id> bags = data.bags();
-  Fault fault;
-  const int64_t largest = LargestId(bags, &fault);
-  CHECK_EQ(static_cast<int>(fault.kind), static_cast<int>(Fault::kNone));
-  casted->buffer.resize(bags.lookups);
-  casted->scratch.resize(bags.lookups);
-  casted->pairs.data = casted->buffer.data();
-  casted->pairs.key_bits = BitsFor(static_cast<uint64_t>(largest) + 1);
-  casted->pairs.payload_bits =
-      BitsFor(static_cast<uint64_t>(payload_is_position ? bags.lookups : bags.count));
-  PackPairs(bags, payload_is_position, &casted->pairs);
-  SortPairs(&casted->pairs, casted->scratch.data());
-  casted->starts.resize(casted->pairs.count + 1);
-  casted->segments = FindSegments(casted->pairs, casted->starts.data());
+bool FitInt32(const Features& features) {
+  for (const Feature& feature : features) {
+    for (const int64_t id : feature.ids) {
+      if (id != static_cast<int32_t>(id)) return false;
+    }
+  }
+  return true;
+}
+
+struct Pair {
+  int64_t id;
+  int64_t position;
+};
+
+// In the order of the lookups.
+std::vector<Pair> NaivePairs(const Features& features) {
+  std::vector<Pair> pairs;
+  int64_t position = 0;
+  for (const Feature& feature : features) {
+    for (size_t k = 0; k < feature.ids.size(); ++k, ++position) {
+      if (!feature.IsPadding(k)) pairs.push_back({feature.ids[k], position});
+    }
+  }
+  return pairs;
+}
+
+std::vector<Pair> SortedPairs(const Features& features) {
+  std::vector<Pair> pairs = NaivePairs(features);
+  std::stable_sort(pairs.begin(), pairs.end(),
+                   [](const Pair& a, const Pair& b) { return a.id < b.id; });
+  return pairs;
+}
+
+std::vector<int64_t> NaiveCasting(const Features& features) {
+  const int64_t total = Total(features);
+  int64_t positions = 1;  // a power of two that positions are below
+  while (positions < total) positions *= 2;
+  std::vector<int64_t> casting;
+  for (const Pair& pair : SortedPairs(features)) {
+    casting.push_back(pair.id * positions + pair.position);
+  }
+  casting.resize(total, -1);
+  return casting;
 }
 
 template <typename Id>
-void TestPackPairs() {
+void CheckScan(const TableLookups<Id>& lookups, const std::vector<Pair>& pairs, int64_t blocks) {
+  std::vector<int64_t> kept_in_block;
+  const IdScan scan = ScanIds(lookups, Backwards(blocks), blocks, &kept_in_block);
+  const int64_t total = lookups.Total();
+  IdScan expected;
+  expected.kept = pairs.size();
+  std::vector<int64_t> expected_kept(blocks);
+  int64_t block = 0;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    expected.largest = std::max(expected.largest, pairs[i].id);
+    expected.negative |= pairs[i].id < 0;
+    expected.rising &= i == 0 || pairs[i - 1].id < pairs[i].id;
+    while (pairs[i].position >= total * (block + 1) / blocks) ++block;
+    ++expected_kept[block];
+  }
+  CHECK_EQ(scan.kept, expected.kept, blocks);
+  CHECK_EQ(scan.largest, expected.largest, blocks);
+  CHECK_EQ(scan.negative, expected.negative, blocks);
+  if (!expected.negative) CHECK_EQ(scan.rising, expected.rising, blocks, total);
+  CHECK(kept_in_block == expected_kept, blocks, total);
+}
+
+template <typename Id>
+void CheckCastingOfType(const Features& features) {
+  const Lookups<Id> lookups(features);
+  const int64_t total = Total(features);
+  const std::vector<Pair> pairs = NaivePairs(features);
+  const std::vector<int64_t> expected = NaiveCasting(features);
+  for (int64_t threads = 1; threads <= kMostThreads; ++threads) {
+    const Parallel parallel = Backwards(threads);
+    // As the kernel cuts them, but for a few, which are cut until some blocks are empty.
+    const int64_t blocks = total < 1000 ? threads : parallel.Blocks(total, 16384);
+    CheckScan(lookups.view(), pairs, blocks);
+    CHECK(CastAll(lookups.view(), parallel, blocks) == expected, total, threads);
+    Casting casting;
+    CHECK(IsCastingOf(lookups.view(), expected.data(), parallel, &casting), total, threads);
+    CHECK(casting.pairs == expected.data());
+    CHECK_EQ(casting.position_bits, BitsFor(total));
+    CHECK_EQ(casting.count, static_cast<int64_t>(pairs.size()), total);
+  }
+}
+
+void CheckCasting(const Features& features) {
+  CheckCastingOfType<int64_t>(features);
+  if (FitInt32(features)) CheckCastingOfType<int32_t>(features);
+}
+
+// The largest id that packs with so many positions.
+int64_t LargestId(int64_t total) { return kMax >> BitsFor(total); }
+
+enum class Pads { kNone, kSome, kAll };
+constexpr Pads kPads[] = {Pads::kNone, Pads::kSome, Pads::kAll};
+
+Feature RandomFeature(Rng* rng, int64_t size, int64_t largest, Pads pads, int64_t padding_id) {
+  Feature feature;
+  if (pads != Pads::kNone) feature.padding_id = padding_id;
+  for (int64_t k = 0; k < size; ++k) {
+    const bool pad = pads == Pads::kAll || (pads == Pads::kSome && Below(rng, 4) == 0);
+    const int64_t id = std::uniform_int_distribution<int64_t>(0, largest)(*rng);
+    feature.ids.push_back(pad ? padding_id : id);
+  }
+  return feature;
+}
+
+void TestCastings() {
   Rng rng(2);
-  for (const BagData<Id>& data : ManyBags<Id>(&rng)) {
-    for (const bool payload_is_position : {false, true}) {
-      std::vector<uint64_t> buffer(data.ids.size());
-      PackedPairs pairs{buffer.data(), -1, 20, 5};
-      PackPairs(data.bags(), payload_is_position, &pairs);
-      int64_t i = 0;
-      for (int64_t k = 0; k < static_cast<int64_t>(data.ids.size()); ++k) {
-        if (data.IsPadding(k)) continue;
-        CHECK_EQ(pairs.Key(i), data.ids[k], k);
-        CHECK_EQ(pairs.Payload(i), payload_is_position ? k : data.bag_of_position[k], k);
-        ++i;
+  for (const int64_t size : {0, 1, 2, 3, 64, 100, 40000, 70000}) {
+    for (const int64_t largest : {int64_t{1}, int64_t{5'000'000}, LargestId(size), int64_t{0},
+                                  int64_t{1000}, int64_t{std::numeric_limits<int32_t>::max()}}) {
+      for (const Pads pads : kPads) {
+        // The padding of one feature is a row of the other.
+        const int64_t first = Below(&rng, size + 1);
+        CheckCasting({RandomFeature(&rng, first, largest, pads, 0),
+                      {},
+                      RandomFeature(&rng, size - first, largest, Pads::kSome, 1)});
+        if (size < 1000) CheckCasting({RandomFeature(&rng, size, largest, pads, -1)});
       }
-      CHECK_EQ(pairs.count, i);
+      if (size > 1000 && largest == LargestId(size)) break;
     }
   }
+  CheckCasting({});
 }
 
-// The largest key there can be, and the number of pairs that still packs with it.
-void TestPackLargestId() {
-  constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
-  BagData<int64_t> data{{kLargest, 0, kLargest, 1}, {}, {0, 0, 1, 1}, 2, 2, false};
-  Casted casted;
-  Cast(data, false, &casted);
-  CHECK_EQ(casted.pairs.key_bits + casted.pairs.payload_bits, 64);
-  CHECK_EQ(casted.segments, 3);
-  CHECK_EQ(casted.pairs.Key(3), kLargest);
-  CHECK_EQ(casted.pairs.Payload(2), 0);
-  CHECK_EQ(casted.pairs.Payload(3), 1);
+// Ids that rise need no sorting: they, and such as rise but for one place.
+void TestRisingIds() {
+  Rng rng(3);
+  for (const int64_t size : {2, 100, 40000}) {
+    for (const int64_t first : {int64_t{1}, LargestId(size) - 3 * size}) {
+      std::vector<int64_t> rising;
+      for (int64_t k = 0; k < size; ++k) rising.push_back(first + 3 * k);
+      CheckCasting({{rising, {}}});
+      const int64_t cut = size / 3;
+      const Feature front{{rising.begin(), rising.begin() + cut}, {}};
+      const Feature back{{rising.begin() + cut, rising.end()}, {}};
+      CheckCasting({front, {}, back});
+      CheckCasting({back, front});
+      CheckCasting({{{rising.rbegin(), rising.rend()}, {}}});
+      std::vector<int64_t> padded = rising;
+      for (int64_t& id : padded) id = Below(&rng, 3) == 0 ? 5 : id;
+      CheckCasting({{padded, 5}});
+      // At the ends, inside and on both sides of where blocks meet.
+      for (const int64_t k : {int64_t{1}, size / 2 - 1, size / 2, size / 2 + 1, size - 1}) {
+        if (k < 1 || k >= size) continue;
+        for (const int64_t lower : {0, 1}) {
+          std::vector<int64_t> broken = rising;
+          broken[k] = broken[k - 1] - lower;
+          CheckCasting({{broken, {}}});
+        }
+      }
+    }
+  }
 }
 
 template <typename Id>
-void TestLargestId() {
-  const auto check = [](std::vector<Id> ids, bool has_padding, int64_t largest, int64_t culprit) {
-    const int64_t count = ids.size();
-    const BagData<Id> data{std::move(ids), {}, {}, count, 1, has_padding};
-    Fault fault;
-    CHECK_EQ(LargestId(data.bags(), &fault), largest);
-    CHECK_EQ(static_cast<int>(fault.kind),
-             static_cast<int>(culprit < 0 ? Fault::kNone : Fault::kIds));
-    CHECK_EQ(fault.position, culprit);
-  };
-  constexpr Id kMin = std::numeric_limits<Id>::min();
-  constexpr Id kMax = std::numeric_limits<Id>::max();
-  const Id padding = kPaddingId;
-  check({}, true, -1, -1);
-  check({padding, padding}, true, -1, -1);
-  check({padding, padding}, false, padding, -1);
-  check({0, padding, 3}, true, 3, -1);
-  check({0, kMax, 3}, false, kMax, -1);
-  check({7, padding, -1, 9, -2}, true, -1, 2);
-  check({kMin}, false, -1, 0);
-  // A negative padding id is no fault.
-  const std::vector<Id> ids = {2, -1, 1};
-  Fault fault;
-  CHECK_EQ(LargestId(Bags<Id>{ids.data(), 3, 3, nullptr, 1, true, -1}, &fault), 2);
-  CHECK_EQ(static_cast<int>(fault.kind), static_cast<int>(Fault::kNone));
+void TestNegativeIdsAreSeen() {
+  for (const int64_t blocks : {1, 2, 3}) {
+    for (const int64_t negative : {int64_t{-1}, int64_t{std::numeric_limits<Id>::min()}}) {
+      for (int64_t k = 0; k < 4; ++k) {
+        Features features = {{{1, 2, 3, 4}, {}}, {{5, 6}, -9}};
+        features[0].ids[k] = negative;
+        CheckScan(Lookups<Id>(features).view(), NaivePairs(features), blocks);
+        features[1].padding_id = negative;  // of the other feature
+        CheckScan(Lookups<Id>(features).view(), NaivePairs(features), blocks);
+        features[0].padding_id = negative;
+        CheckScan(Lookups<Id>(features).view(), NaivePairs(features), blocks);
+      }
+    }
+  }
 }
 
-// ---------------------------------------------------------------------------------- segments
-
-// Few bits each, so that every sum is exact in float: there is one right answer for each bit.
-template <typename T>
-struct Factors {
-  std::vector<Accumulator<T>> weights;   // by position
-  std::vector<Accumulator<T>> divisors;  // by bag
-  bool use_weights;
-  bool use_divisors;
-
-  double Of(int64_t position, int64_t bag) const {
-    const double divisor = use_divisors ? divisors[bag] : 1;
-    return divisor == 0 ? 0 : (use_weights ? weights[position] : 1) / divisor;
-  }
-  CastedWeights<Accumulator<T>> View(const std::vector<int64_t>& bag_of_position) const {
-    CastedWeights<Accumulator<T>> view;
-    if (use_weights) {
-      view.weights = weights.data();
-      view.bag_of_position = bag_of_position.data();
+void TestAccessors() {
+  Rng rng(4);
+  for (const int64_t rows : {1, 5, 300}) {
+    const Features features = {RandomFeature(&rng, 300, rows - 1, Pads::kSome, 0),
+                               RandomFeature(&rng, 50, rows, Pads::kNone, 0)};
+    const std::vector<Pair> expected = SortedPairs(features);
+    const std::vector<int64_t> pairs = NaiveCasting(features);
+    const int64_t count = expected.size();
+    const Casting casting{pairs.data(), count, BitsFor(pairs.size())};
+    int64_t next = count;
+    for (int64_t i = count; i >= 0; --i) {
+      if (i == 0 || i == count || expected[i - 1].id != expected[i].id) next = i;
+      CHECK_EQ(casting.SegmentFrom(i), next, i, rows);
+      if (i == count) continue;
+      CHECK_EQ(casting.Id(i), expected[i].id, i);
+      CHECK_EQ(casting.Position(i), expected[i].position, i);
     }
-    if (use_divisors) view.divisors = divisors.data();
-    return view;
   }
+}
+
+// ---------------------------------------------------------------------------------- forgeries
+
+// Lookups and their casting, before it is forged.
+class Original {
+ public:
+  explicit Original(Features of)
+      : features(std::move(of)),
+        good(NaiveCasting(features)),
+        total(good.size()),
+        count(NaivePairs(features).size()),
+        wide_(features),
+        narrow_(features) {}
+
+  void CheckRejected(const std::vector<int64_t>& forged, const char* what,
+                     int64_t place = -1) const {
+    CHECK_EQ(static_cast<int64_t>(forged.size()), total, what, place);
+    CHECK(forged != good, what, place);
+    for (const int64_t threads : {int64_t{1}, kMostThreads}) {
+      Casting casting;
+      CHECK(!IsCastingOf(wide_.view(), forged.data(), Backwards(threads), &casting), what, place,
+            threads, total);
+      CHECK(!IsCastingOf(narrow_.view(), forged.data(), Backwards(threads), &casting), what, place,
+            threads, total);
+    }
+  }
+  void CheckWordRejected(int64_t i, int64_t word, const char* what) const {
+    std::vector<int64_t> forged = good;
+    forged[i] = word;
+    CheckRejected(forged, what, i);
+  }
+
+  const Features features;
+  const std::vector<int64_t> good;
+  const int64_t total;
+  const int64_t count;
+
+ private:
+  const Lookups<int64_t> wide_;
+  const Lookups<int32_t> narrow_;
 };
 
-template <typename Id>
-using RowSums = std::map<Id, std::vector<double>>;
-
-// factor(position, bag) * grads[bag], added up by id.
-template <typename T, typename Id, typename Factor>
-RowSums<Id> NaiveSums(const BagData<Id>& data, const std::vector<T>& grads, int64_t dim,
-                      Factor factor) {
-  RowSums<Id> sums;
-  for (size_t k = 0; k < data.ids.size(); ++k) {
-    if (data.IsPadding(k)) continue;
-    const int64_t bag = data.bag_of_position[k];
-    std::vector<double>& sum = sums.emplace(data.ids[k], dim).first->second;
-    for (int64_t c = 0; c < dim; ++c) sum[c] += factor(k, bag) * Widen(grads[bag * dim + c]);
+// All that can be done wrong at pair `i`, which is followed by another one.
+void CheckForgeriesAt(const Original& original, int64_t i) {
+  const std::vector<int64_t>& good = original.good;
+  const int64_t positions = int64_t{1} << BitsFor(original.total);
+  original.CheckWordRejected(i, good[i] + positions, "the next id");
+  if (good[i] >= positions) original.CheckWordRejected(i, good[i] - positions, "the id before");
+  original.CheckWordRejected(i, good[i] ^ 1, "another position");
+  original.CheckWordRejected(i, good[i] ^ (positions - 1), "a far position");
+  original.CheckWordRejected(i, good[i + 1], "a duplicate of the next pair");
+  original.CheckWordRejected(i + 1, good[i], "a duplicate of the pair before");
+  original.CheckWordRejected(i, kNoPair, "padding among the pairs");
+  for (const int64_t word : {kMin, kMin + 1, int64_t{-2}, kMax, kMax - 1, good[i] | kMin}) {
+    original.CheckWordRejected(i, word, "garbage");
+    original.CheckWordRejected(original.count - 1, word, "garbage at the end");
+    if (original.count == original.total) continue;
+    original.CheckWordRejected(original.count, word, "garbage as fill");
   }
-  return sums;
+
+  std::vector<int64_t> forged = good;
+  std::swap(forged[i], forged[i + 1]);
+  original.CheckRejected(forged, "swapped pairs", i);
+  forged = good;
+  const int64_t apart = (forged[i] ^ forged[i + 1]) & (positions - 1);
+  forged[i] ^= apart;
+  forged[i + 1] ^= apart;
+  original.CheckRejected(forged, "swapped positions", i);
+  forged = good;
+  forged.erase(forged.begin() + i);
+  forged.push_back(kNoPair);
+  original.CheckRejected(forged, "a missing pair", i);
+  if (original.count == original.total) return;
+  forged = good;
+  forged.pop_back();
+  forged.insert(forged.begin() + i, kNoPair);
+  original.CheckRejected(forged, "padding moved", i);
 }
 
-// The segments are reduced in one call for each two neighbours of `cuts`.
-template <typename T>
-std::vector<T> RunSegments(const Casted& casted, const std::vector<T>& grads, int64_t dim,
-                           const CastedWeights<Accumulator<T>>& weights, Isa isa,
-                           const std::vector<int64_t>& cuts) {
-  std::vector<T> values(casted.segments * dim, Narrowed<T>(std::nan("")));
-  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    ReduceSegments(casted.pairs, casted.starts.data(), grads.data(), dim, weights,
-                   SelectRowReducer<T>(isa), cuts[i], cuts[i + 1], values.data());
-  }
-  return values;
-}
+void CheckWholeForgeries(Rng* rng, const Original& original) {
+  const std::vector<int64_t>& good = original.good;
+  original.CheckRejected(std::vector<int64_t>(good.size(), kNoPair), "no pairs");
+  original.CheckRejected(std::vector<int64_t>(good.size(), 0), "zeros");
+  original.CheckRejected(std::vector<int64_t>(good.rbegin(), good.rend()), "backwards");
+  std::vector<int64_t> forged(good.size());
+  std::iota(forged.begin(), forged.end(), int64_t{0});
+  original.CheckRejected(forged, "one id");
+  for (int64_t& word : forged) word = static_cast<int64_t>((*rng)());
+  original.CheckRejected(forged, "random words");
+  std::sort(forged.begin(), forged.end());
+  original.CheckRejected(forged, "random words that rise");
+  for (int64_t& word : forged) word = static_cast<int64_t>((*rng)() >> 1);
+  std::sort(forged.begin(), forged.end());
+  original.CheckRejected(forged, "random pairs that rise");
 
-template <typename T>
-bool SameBits(T a, T b) {
-  return std::memcmp(&a, &b, sizeof a) == 0;
-}
-
-template <typename T, typename Id>
-void CheckSegments(const Casted& casted, const RowSums<Id>& expected, int64_t dim,
-                   const std::vector<T>& actual) {
-  CHECK_EQ(casted.segments, static_cast<int64_t>(expected.size()));
-  int64_t segment = 0;
-  for (const auto& [id, sum] : expected) {  // a map, hence in the order of the ids
-    CHECK_EQ(casted.pairs.Key(casted.starts[segment]), id);
-    for (int64_t c = 0; c < dim; ++c) {
-      const T value = actual[segment * dim + c];
-      CHECK(SameBits(value, Narrowed<T>(sum[c])), Widen(value), sum[c], segment, c);
-    }
-    ++segment;
-  }
-}
-
-template <typename T, typename Id>
-void TestReduceSegments() {
-  Rng rng(3);
-  for (const BagData<Id>& data : ManyBags<Id>(&rng)) {
-    const int64_t dim = OneOf<int64_t>(&rng, {1, 4, 21});
-    std::vector<T> grads;
-    for (int64_t i = 0; i < data.count * dim; ++i) grads.push_back(Narrowed<T>(Below(&rng, 9) - 4));
-    Factors<T> factors;
-    for (size_t k = 0; k < data.ids.size(); ++k) {
-      factors.weights.push_back(OneOf<Accumulator<T>>(&rng, {-1, 0, 0.5, 3}));
-    }
-    for (int64_t bag = 0; bag < data.count; ++bag) {
-      factors.divisors.push_back(OneOf<Accumulator<T>>(&rng, {0, 1, -2, 4}));
-    }
-    for (const bool use_weights : {false, true}) {
-      Casted casted;
-      Cast(data, use_weights, &casted);
-      for (const bool use_divisors : {false, true}) {
-        factors.use_weights = use_weights;
-        factors.use_divisors = use_divisors;
-        const RowSums<Id> expected =
-            NaiveSums(data, grads, dim, [&](int64_t k, int64_t bag) { return factors.Of(k, bag); });
-        for (const Isa isa : {Isa::kPortable, BestIsa()}) {
-          std::vector<int64_t> cuts = {0, casted.segments};
-          for (int pass = 0; pass < 2; ++pass) {  // the second one in several calls
-            CheckSegments(
-                casted, expected, dim,
-                RunSegments(casted, grads, dim, factors.View(data.bag_of_position), isa, cuts));
-            for (int i = 0; i < 4; ++i) cuts.push_back(Below(&rng, casted.segments + 1));
-            std::sort(cuts.begin(), cuts.end());
-          }
-        }
-      }
-    }
+  // Castings, but of other lookups.
+  for (size_t f = 0; f < original.features.size(); ++f) {
+    Features others = original.features;
+    int64_t* const last = &others[f].ids.back();
+    *last = *last == 9 ? 8 : 9;
+    original.CheckRejected(NaiveCasting(others), "another id", f);
+    others = original.features;
+    others[f].padding_id = others[f].padding_id ? std::optional<int64_t>() : others[f].ids[0];
+    original.CheckRejected(NaiveCasting(others), "other padding", f);
   }
 }
 
-// With real weights and divisors, sums round: splitting the segments must not change how.
-template <typename T>
-void TestSplittingKeepsBits() {
-  Rng rng(4);
-  for (const BagData<int32_t>& data : ManyBags<int32_t>(&rng)) {
-    constexpr int64_t kDim = 21;
-    std::uniform_real_distribution<double> uniform(-2, 2);
-    std::vector<T> grads(data.count * kDim);
-    for (T& grad : grads) grad = Narrowed<T>(uniform(rng));
-    std::vector<Accumulator<T>> weights(data.ids.size());
-    for (auto& weight : weights) weight = static_cast<Accumulator<T>>(uniform(rng));
-    const CastedWeights<Accumulator<T>> view{weights.data(), data.bag_of_position.data(), nullptr};
-    Casted casted;
-    Cast(data, true, &casted);
-    std::vector<int64_t> cuts(casted.segments + 1);
-    for (int64_t i = 0; i <= casted.segments; ++i) cuts[i] = i;
-    const auto one_call =
-        RunSegments(casted, grads, kDim, view, Isa::kPortable, {0, casted.segments});
-    const auto many_calls = RunSegments(casted, grads, kDim, view, BestIsa(), cuts);
-    for (size_t i = 0; i < one_call.size(); ++i) {
-      CHECK(SameBits(one_call[i], many_calls[i]), Widen(one_call[i]), Widen(many_calls[i]), i);
-    }
-  }
-}
-
-// The whole gradient of a mean and a sqrtn, with the divisors that the forward pass has.
-template <typename Id>
-void TestGradientWithDivisors() {
+void TestForgeriesAreRejected() {
   Rng rng(5);
-  for (const BagData<Id>& data : ManyBags<Id>(&rng)) {
-    constexpr int64_t kDim = 3;
-    std::uniform_real_distribution<double> uniform(0.5, 2);
-    std::vector<double> grads(data.count * kDim);
-    for (double& grad : grads) grad = uniform(rng);
-    std::vector<double> weights(data.ids.size());
-    for (double& weight : weights) weight = uniform(rng);
-    for (const bool weighted : {false, true}) {
-      Casted casted;
-      Cast(data, weighted, &casted);
-      for (const Combiner combiner : {Combiner::kMean, Combiner::kSqrtn}) {
-        const double* some_weights = weighted ? weights.data() : nullptr;
-        const auto power = [&](int64_t k) {
-          const double weight = weighted ? weights[k] : 1;
-          return combiner == Combiner::kMean ? weight : weight * weight;
-        };
-        std::vector<double> expected_divisors(data.count);
-        for (size_t k = 0; k < data.ids.size(); ++k) {
-          if (!data.IsPadding(k)) expected_divisors[data.bag_of_position[k]] += power(k);
-        }
-        std::vector<double> divisors;
-        for (int64_t bag = 0; bag < data.count; ++bag) {
-          divisors.push_back(BagDivisor(data.bags(), some_weights, combiner, bag));
-          if (combiner == Combiner::kSqrtn) {
-            expected_divisors[bag] = std::sqrt(expected_divisors[bag]);
-          }
-        }
-        const auto expected = NaiveSums(data, grads, kDim, [&](int64_t k, int64_t bag) {
-          return (weighted ? weights[k] : 1) / expected_divisors[bag];
-        });
-        const auto actual = RunSegments<double>(
-            casted, grads, kDim,
-            {some_weights, weighted ? data.bag_of_position.data() : nullptr, divisors.data()},
-            BestIsa(), {0, casted.segments});
-        CHECK_EQ(casted.segments, static_cast<int64_t>(expected.size()));
-        auto value = actual.begin();
-        for (const auto& [id, sum] : expected) {
-          for (const double entry : sum) CHECK_NEAR(*value++, entry, 1e-12 * entry, id, weighted);
+  for (const int64_t size : {64, 90, 70000}) {
+    for (const int64_t features_count : {1, 2}) {
+      Features features;
+      for (int64_t f = 0; f < features_count; ++f) {
+        const Pads pads = f == 0 && size % 4 == 0 ? Pads::kNone : Pads::kSome;
+        features.push_back(
+            RandomFeature(&rng, size / features_count, size / 3, pads, f == 0 ? 0 : 4));
+      }
+      features[0].ids[0] = 3;  // TestForgedPairOfZero() has the pair of id 0 and position 0
+      const Original original(features);
+      CheckWholeForgeries(&rng, original);
+      if (size < 100) {
+        for (int64_t i = 0; i + 1 < original.count; ++i) CheckForgeriesAt(original, i);
+      } else {
+        for (const int64_t i : {int64_t{0}, size / 4 - 1, size / 2, original.count - 2}) {
+          CheckForgeriesAt(original, i);
         }
       }
     }
+  }
+  // Without pairs there is one casting only.
+  const Original padding({Feature{{6, 6, 6, 6, 6}, 6}});
+  for (const int64_t word : {kMin, int64_t{-2}, int64_t{1}, int64_t{6 << 3}, kMax}) {
+    padding.CheckWordRejected(0, word, "a pair of padding");
+  }
+  const Original single({Feature{{4}, {}}});
+  for (const int64_t word : {kMin, int64_t{-1}, int64_t{3}, int64_t{5}, kMax}) {
+    single.CheckWordRejected(0, word, "another single id");
+  }
+}
+
+// A pair where there is padding, which makes one more of them.
+void TestPaddingIsNoPair() {
+  Rng rng(6);
+  Features features = {RandomFeature(&rng, 100, 20, Pads::kSome, 5)};
+  features[0].ids[0] = 3;
+  const Original original(features);
+  CHECK(original.count < original.total);
+  for (int64_t k = 0; k < original.total; ++k) {
+    if (!features[0].IsPadding(k)) continue;
+    std::vector<int64_t> forged = original.good;
+    forged[original.count] = 5 * 128 + k;
+    std::sort(forged.begin(), forged.begin() + original.count + 1);
+    original.CheckRejected(forged, "a pair of padding", k);
+  }
+}
+
+// The pair of id 0 and position 0 is the word 0, which a sum must not overlook.
+void TestForgedPairOfZero() {
+  Original({Feature{{0, 4, 2}, {}}}).CheckRejected({2 * 4 + 2, 4 * 4 + 1, -1}, "without the zero");
+  Original({Feature{{0}, {}}}).CheckRejected({-1}, "without the zero");
+  Original({Feature{{0, 4, 2}, 0}}).CheckRejected({0, 2 * 4 + 2, 4 * 4 + 1}, "with a zero");
+}
+
+// Ids whose upper bits do not fit a word have no casting, least of all that of their lower bits.
+void TestIdsThatDoNotPack() {
+  const auto accepted = [](const auto& lookups, const std::vector<int64_t>& forged) {
+    Casting casting;
+    return IsCastingOf(lookups.view(), forged.data(), Parallel(), &casting);
+  };
+  for (const int32_t id : {-1, std::numeric_limits<int32_t>::min()}) {
+    const Features features = {{{id, 3}, {}}};
+    for (const int64_t word : {int64_t{0}, int64_t{id} * 2, kMax - 1}) {
+      CHECK(!accepted(Lookups<int32_t>(features), {word, 3 * 2 + 1}), id, word);
+      CHECK(!accepted(Lookups<int64_t>(features), {word, 3 * 2 + 1}), id, word);
+    }
+  }
+  for (const int64_t shift : {int64_t{1} << 61, int64_t{1} << 62, kMin, -(int64_t{1} << 61)}) {
+    Features features = {{{9, 3, 7, 1, 4, 4, 6, 3}, {}}};
+    const std::vector<int64_t> forged = NaiveCasting(features);
+    for (int64_t& id : features[0].ids) id += shift;
+    CHECK(!accepted(Lookups<int64_t>(features), forged), shift);
   }
 }
 
@@ -421,20 +531,19 @@ void TestGradientWithDivisors() {
 }  // namespace tfrec
 
 int main() {
+  tfrec::TestSplitCoversEverythingOnce();
+  tfrec::TestBlocks();
   tfrec::TestBitsFor();
+  tfrec::TestSortPasses();
   tfrec::TestSort();
-  tfrec::TestPackPairs<int32_t>();
-  tfrec::TestPackPairs<int64_t>();
-  tfrec::TestPackLargestId();
-  tfrec::TestLargestId<int32_t>();
-  tfrec::TestLargestId<int64_t>();
-  // Types of gradients and of ids do not interact: each one once is enough.
-  tfrec::TestReduceSegments<float, int32_t>();
-  tfrec::TestReduceSegments<double, int64_t>();
-  tfrec::TestReduceSegments<tfrec::Half, int64_t>();
-  tfrec::TestReduceSegments<tfrec::BFloat16, int32_t>();
-  tfrec::TestSplittingKeepsBits<float>();
-  tfrec::TestSplittingKeepsBits<tfrec::Half>();
-  tfrec::TestGradientWithDivisors<int64_t>();
+  tfrec::TestCastings();
+  tfrec::TestRisingIds();
+  tfrec::TestNegativeIdsAreSeen<int32_t>();
+  tfrec::TestNegativeIdsAreSeen<int64_t>();
+  tfrec::TestAccessors();
+  tfrec::TestForgeriesAreRejected();
+  tfrec::TestPaddingIsNoPair();
+  tfrec::TestForgedPairOfZero();
+  tfrec::TestIdsThatDoNotPack();
   return 0;
 }

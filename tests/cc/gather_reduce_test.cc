@@ -3,22 +3,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <numeric>
-#include <random>
+#include <type_traits>
 #include <vector>
 
+#include "custom_ops/common/bags.h"
 #include "custom_ops/common/narrow_float.h"
-#include "custom_ops/gather_reduce/bags.h"
 #include "custom_ops/gather_reduce/row_reducer.h"
 #include "tests/cc/check.h"
 #include "tests/cc/random_rows.h"
 
 namespace tfrec {
 namespace {
-
-constexpr Combiner kCombiners[] = {Combiner::kSum, Combiner::kMean, Combiner::kSqrtn};
 
 // -------------------------------------------------------------------------------------- bags
 
@@ -36,11 +33,14 @@ struct Problem {
   int64_t hotness = 0;
   Padding padding;
   std::vector<T> values;
+  std::vector<float> scales;  // of int8 rows, or empty
   std::vector<Id> ids;
   std::vector<Weight> weights;
   std::vector<int64_t> row_splits;  // empty for the dense layout
 
-  Table<T> table() const { return {values.data(), rows, dim}; }
+  Table<T> table() const {
+    return {values.data(), rows, dim, scales.empty() ? nullptr : scales.data()};
+  }
   Bags<Id> bags() const {
     return {ids.data(), static_cast<int64_t>(ids.size()),
             count,      row_splits.empty() ? nullptr : row_splits.data(),
@@ -61,6 +61,9 @@ Problem<T, Id> RandomProblem(Rng* rng, const std::vector<int64_t>& bag_sizes, La
   problem.count = bag_sizes.size();
   problem.padding = padding;
   problem.values = RandomValues<T>(rng, problem.rows * dim);
+  if (std::is_same_v<T, int8_t> && Below(rng, 3) != 0) {
+    problem.scales = RandomValues<float>(rng, problem.rows);
+  }
   if (layout == Layout::kDense) problem.hotness = bag_sizes.empty() ? 3 : bag_sizes[0];
   if (layout == Layout::kRagged) problem.row_splits = {0};
   for (const int64_t size : bag_sizes) {
@@ -84,28 +87,65 @@ std::vector<int64_t> RandomBagSizes(Rng* rng, Layout layout, int64_t count, int6
   return sizes;
 }
 
-// The bags are reduced in one call for each two neighbours of `cuts`.
-template <typename T, typename Id>
-std::vector<T> RunForward(const Problem<T, Id>& problem, bool weighted, Combiner combiner, Isa isa,
-                          const std::vector<int64_t>& cuts) {
-  std::vector<T> out = Unwritten<T>(problem.count * problem.dim);
-  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-    CHECK(GatherReduce(problem.table(), problem.bags(), weighted ? problem.weights.data() : nullptr,
-                       combiner, SelectRowReducer<T>(isa), cuts[i], cuts[i + 1], out.data()),
-          i);
+// A row of a feature lies between columns of others, which are NaN here.
+int64_t Width(int64_t dim) { return dim + 5; }
+constexpr int64_t kColumn = 3;
+
+template <typename T>
+std::vector<T> SpreadOut(const std::vector<T>& rows, int64_t count, int64_t dim) {
+  auto spread = Unwritten<T>(count * Width(dim));
+  for (int64_t row = 0; row < count; ++row) {
+    std::copy_n(&rows[row * dim], dim, &spread[row * Width(dim) + kColumn]);
   }
-  return out;
+  return spread;
+}
+
+template <typename T>
+std::vector<T> PulledTogether(const std::vector<T>& spread, int64_t count, int64_t dim) {
+  std::vector<T> rows;
+  for (int64_t i = 0; i < count * Width(dim); ++i) {
+    const int64_t column = i % Width(dim) - kColumn;
+    if (column >= 0 && column < dim) {
+      rows.push_back(spread[i]);
+    } else {
+      CHECK(std::isnan(Widen(spread[i])), i, dim);
+    }
+  }
+  return rows;
+}
+
+// Calls run(first, last, out) for each two neighbours of `cuts`, which must succeed.
+template <typename T, typename Id, typename Run>
+std::vector<Pooled<T>> RunForBags(const Problem<T, Id>& problem, const std::vector<int64_t>& cuts,
+                                  const Run& run) {
+  auto out = Unwritten<Pooled<T>>(problem.count * Width(problem.dim));
+  for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+    CHECK(run(cuts[i], cuts[i + 1], out.data() + kColumn), i);
+  }
+  return PulledTogether(out, problem.count, problem.dim);
+}
+
+template <typename T, typename Id>
+std::vector<Pooled<T>> RunForward(const Problem<T, Id>& problem, bool weighted, Combiner combiner,
+                                  Isa isa, const std::vector<int64_t>& cuts) {
+  return RunForBags(problem, cuts, [&](int64_t first, int64_t last, Pooled<T>* out) {
+    return GatherReduce(problem.table(), problem.bags(),
+                        weighted ? problem.weights.data() : nullptr, combiner,
+                        SelectRowReducer<T>(isa), first, last, Width(problem.dim), out);
+  });
 }
 template <typename T, typename Id>
-std::vector<T> RunForward(const Problem<T, Id>& problem, bool weighted, Combiner combiner) {
+std::vector<Pooled<T>> RunForward(const Problem<T, Id>& problem, bool weighted, Combiner combiner) {
   return RunForward(problem, weighted, combiner, BestIsa(), {0, problem.count});
 }
 
-std::vector<int64_t> RandomCuts(Rng* rng, int64_t count) {
-  std::vector<int64_t> cuts = {0, count};
-  for (int i = 0; i < 4; ++i) cuts.push_back(Below(rng, count + 1));
-  std::sort(cuts.begin(), cuts.end());
-  return cuts;
+template <typename T, typename Id>
+std::vector<Pooled<T>> RunPlain(const Problem<T, Id>& problem, Combiner combiner, Isa isa,
+                                const std::vector<int64_t>& cuts) {
+  return RunForBags(problem, cuts, [&](int64_t first, int64_t last, Pooled<T>* out) {
+    return GatherReducePlain(problem.table(), problem.bags(), combiner, SelectIdReducer<T, Id>(isa),
+                             first, last, Width(problem.dim), out);
+  });
 }
 
 // The lookups of a bag that exist, in double.
@@ -139,7 +179,7 @@ NaiveBag MakeNaiveBag(const Problem<T, Id>& problem, bool weighted, int64_t bag)
 
 template <typename T, typename Id>
 void CheckForwardNearNaive(const Problem<T, Id>& problem, bool weighted, Combiner combiner,
-                           const std::vector<T>& actual) {
+                           const std::vector<Pooled<T>>& actual) {
   for (int64_t bag = 0; bag < problem.count; ++bag) {
     const NaiveBag naive = MakeNaiveBag(problem, weighted, bag);
     const double divisor = naive.ids.empty() ? 1 : naive.Divisor(combiner);
@@ -147,14 +187,15 @@ void CheckForwardNearNaive(const Problem<T, Id>& problem, bool weighted, Combine
       double sum = 0;
       double magnitude = 0;
       for (size_t k = 0; k < naive.ids.size(); ++k) {
+        const double scale = problem.scales.empty() ? 1 : problem.scales[naive.ids[k]];
         const double term =
-            naive.weights[k] * Widen(problem.values[naive.ids[k] * problem.dim + c]);
+            naive.weights[k] * scale * Widen(problem.values[naive.ids[k] * problem.dim + c]);
         sum += term;
         magnitude += std::abs(term);
       }
       CHECK_NEAR(Widen(actual[bag * problem.dim + c]), sum / divisor,
-                 Tolerance<T>(naive.ids.size(), magnitude / divisor), bag, c, naive.ids.size(),
-                 weighted, static_cast<int>(combiner));
+                 Tolerance<Pooled<T>>(naive.ids.size(), magnitude / divisor), bag, c,
+                 naive.ids.size(), weighted, static_cast<int>(combiner));
     }
   }
 }
@@ -163,12 +204,16 @@ template <typename T, typename Id>
 void CheckForward(Rng* rng, const Problem<T, Id>& problem) {
   for (const Combiner combiner : kCombiners) {
     for (const bool weighted : {false, true}) {
-      const std::vector<T> whole = RunForward(problem, weighted, combiner);
+      const auto whole = RunForward(problem, weighted, combiner);
       CheckForwardNearNaive(problem, weighted, combiner, whole);
+      const bool plain = !weighted && problem.padding == Padding::kNone && problem.scales.empty();
       for (const Isa isa : SupportedIsas()) {
         const std::vector<int64_t> cuts = RandomCuts(rng, problem.count);
         CHECK(SameBits(RunForward(problem, weighted, combiner, isa, cuts), whole),
               static_cast<int>(isa), weighted, static_cast<int>(combiner));
+        if (!plain) continue;
+        CHECK(SameBits(RunPlain(problem, combiner, isa, cuts), whole), static_cast<int>(isa),
+              static_cast<int>(combiner));
       }
     }
   }
@@ -218,8 +263,8 @@ void TestForwardZeroRows() {
   problem.ids = {0, 2, 4, 4};
   problem.weights = {1.5, -1.5, 0, 0};
   CheckZeros(RunForward(problem, true, Combiner::kMean));
-  const std::vector<T> sqrtn = RunForward(problem, true, Combiner::kSqrtn);
-  CheckZeros(std::vector<T>(sqrtn.begin() + problem.dim, sqrtn.end()));
+  const auto sqrtn = RunForward(problem, true, Combiner::kSqrtn);
+  CheckZeros(std::vector<Pooled<T>>(sqrtn.begin() + problem.dim, sqrtn.end()));
   CHECK(Widen(sqrtn[0]) != 0);
 
   // A table without rows serves bags without lookups.
@@ -284,20 +329,31 @@ void TestRowSplits() {
   CheckFault(CheckRowSplits(Bags<int32_t>{nullptr, 0, 0, &no_bags, 0, false, 0}), Fault::kNone, -1);
 }
 
-// Both passes over the bags [first, last) notice, or both do not.
+// All passes over the bags [first, last) notice, or all do not.
 template <typename T, typename Id>
 void CheckAccepted(const Problem<T, Id>& problem, int64_t first, int64_t last, bool accepted) {
   for (const Combiner combiner : kCombiners) {
-    std::vector<T> out = Unwritten<T>(problem.count * problem.dim);
+    auto out = Unwritten<Pooled<T>>(problem.count * problem.dim);
     CHECK_EQ(GatherReduce(problem.table(), problem.bags(), problem.weights.data(), combiner,
-                          SelectRowReducer<T>(BestIsa()), first, last, out.data()),
+                          SelectRowReducer<T>(BestIsa()), first, last, problem.dim, out.data()),
              accepted, first, last);
-    std::vector<Accumulator<T>> weight_grads(problem.ids.size());
-    CHECK_EQ(
-        GatherReduceWeightGrad(problem.table(), problem.bags(), problem.weights.data(), combiner,
-                               problem.values.data(), first, last, weight_grads.data()),
-        accepted, first, last);
+    if constexpr (!std::is_same_v<T, int8_t>) {
+      std::vector<Accumulator<T>> weight_grads(problem.ids.size());
+      CHECK_EQ(GatherReduceWeightGrad(problem.table(), problem.bags(), problem.weights.data(),
+                                      combiner, problem.values.data(), problem.dim, first, last,
+                                      weight_grads.data()),
+               accepted, first, last);
+    }
   }
+}
+
+template <typename T, typename Id>
+void CheckPlainAccepted(const Problem<T, Id>& problem, int64_t first, int64_t last, bool accepted) {
+  auto out = Unwritten<Pooled<T>>(problem.count * problem.dim);
+  CHECK_EQ(
+      GatherReducePlain(problem.table(), problem.bags(), Combiner::kMean,
+                        SelectIdReducer<T, Id>(BestIsa()), first, last, problem.dim, out.data()),
+      accepted, first, last);
 }
 
 template <typename T, typename Id>
@@ -320,6 +376,14 @@ void TestFaults() {
     CheckAccepted(bad, bag, bag + 1, false);
     CheckAccepted(bad, 0, bag, true);
     CheckAccepted(bad, bag + 1, kCount, true);
+    if (kind != Fault::kIds) return;
+    Problem<T, Id> plain = bad;
+    for (Id& id : plain.ids) id = plain.PaddingId() == id ? Id{0} : id;
+    plain.padding = Padding::kNone;
+    CheckPlainAccepted(plain, 0, kCount, false);
+    CheckPlainAccepted(plain, bag, bag + 1, false);
+    CheckPlainAccepted(plain, 0, bag, true);
+    CheckPlainAccepted(plain, bag + 1, kCount, true);
   };
   using IdLimits = std::numeric_limits<Id>;
   for (const int64_t position : {int64_t{0}, int64_t{17}, kCount * kHotness - 1}) {
@@ -350,6 +414,35 @@ void TestFaults() {
   CheckFault(find(bad), Fault::kIds, 21);
 }
 
+template <typename Id>
+void TestAreRows() {
+  constexpr int64_t kMax = std::numeric_limits<Id>::max();
+  const auto check = [](Id id, int64_t rows, bool expected) {
+    std::vector<Id> ids(70, 0);
+    if (rows > 0) CHECK(AreRows(ids.data(), 0, 70, rows), rows);
+    for (const int64_t k : {0, 1, 34, 69}) {
+      ids.assign(70, 0);
+      ids[k] = id;
+      CHECK_EQ(AreRows(ids.data(), k, k + 1, rows), expected, id, rows);
+      CHECK_EQ(AreRows(ids.data(), 0, 70, rows), expected && rows > 0, id, rows);
+      CHECK(AreRows(ids.data(), k, k, rows), id, rows);
+      if (rows == 0) continue;
+      CHECK(AreRows(ids.data(), 0, k, rows) && AreRows(ids.data(), k + 1, 70, rows), id, rows);
+    }
+  };
+  // Tables of more rows than 32 bits can count, where every id of that type is a row.
+  for (const int64_t rows : {int64_t{0}, int64_t{1}, int64_t{5}, int64_t{1} << 31,
+                             (int64_t{1} << 31) + 1, (int64_t{1} << 32) + 3, int64_t{1} << 40,
+                             kMax - 1, kMax, std::numeric_limits<int64_t>::max()}) {
+    for (const int64_t id : {int64_t{-1}, int64_t{-5}, int64_t{std::numeric_limits<Id>::min()}}) {
+      check(static_cast<Id>(id), rows, false);
+    }
+    for (const int64_t id : {int64_t{0}, int64_t{4}, int64_t{5}, kMax - 2, kMax - 1, kMax}) {
+      check(static_cast<Id>(id), rows, id < rows);
+    }
+  }
+}
+
 // ----------------------------------------------------------------------- gradient of weights
 
 template <typename T, typename Id>
@@ -357,9 +450,11 @@ std::vector<Accumulator<T>> RunWeightGrad(const Problem<T, Id>& problem, Combine
                                           const std::vector<T>& grads,
                                           const std::vector<int64_t>& cuts) {
   auto out = Unwritten<Accumulator<T>>(problem.ids.size());
+  const std::vector<T> spread = SpreadOut(grads, problem.count, problem.dim);
   for (size_t i = 0; i + 1 < cuts.size(); ++i) {
     CHECK(GatherReduceWeightGrad(problem.table(), problem.bags(), problem.weights.data(), combiner,
-                                 grads.data(), cuts[i], cuts[i + 1], out.data()),
+                                 spread.data() + kColumn, Width(problem.dim), cuts[i], cuts[i + 1],
+                                 out.data()),
           i);
   }
   return out;
@@ -458,11 +553,16 @@ void TestWeightGradWithoutDivisor() {
 }
 
 template <typename T, typename Id>
-void TestBags() {
+void TestForwardPass() {
   TestForward<T, Id>();
   TestForwardChunks<T, Id>();
   TestForwardZeroRows<T, Id>();
   TestFaults<T, Id>();
+}
+
+template <typename T, typename Id>
+void TestBothPasses() {
+  TestForwardPass<T, Id>();
   TestWeightGradFollowsDouble<T, Id>();
   TestWeightGradWithoutDivisor<T, Id>();
 }
@@ -473,11 +573,14 @@ void TestBags() {
 int main() {
   tfrec::TestDivisors();
   tfrec::TestRowSplits();
+  tfrec::TestAreRows<int32_t>();
+  tfrec::TestAreRows<int64_t>();
   // Types of rows and of ids do not interact: each one once is enough.
-  tfrec::TestBags<float, int32_t>();
-  tfrec::TestBags<double, int64_t>();
-  tfrec::TestBags<tfrec::Half, int64_t>();
-  tfrec::TestBags<tfrec::BFloat16, int32_t>();
+  tfrec::TestBothPasses<float, int32_t>();
+  tfrec::TestBothPasses<double, int64_t>();
+  tfrec::TestBothPasses<tfrec::Half, int64_t>();
+  tfrec::TestBothPasses<tfrec::BFloat16, int32_t>();
+  tfrec::TestForwardPass<int8_t, int64_t>();
   tfrec::TestWeightGradIsSlope<int64_t>();
   return 0;
 }

@@ -157,6 +157,92 @@ void TestFloatsPassThrough() {
     float single;
     Narrow(Widen(static_cast<float>(value)), &single);
     CHECK_EQ(single, static_cast<float>(value));
+    NarrowAtRandom(-value, 0xffffffff, &wide);
+    CHECK_EQ(wide, -value);
+    NarrowAtRandom(-static_cast<float>(value), 0xffffffff, &single);
+    CHECK_EQ(single, -static_cast<float>(value));
+  }
+}
+
+template <typename T>
+T NarrowedAtRandom(float value, uint32_t random) {
+  T out;
+  NarrowAtRandom(value, random, &out);
+  return out;
+}
+
+// Over random words of which both halves take every value once, a value is rounded away from zero
+// as often as it is near to the neighbour there.
+template <typename T>
+void CheckNarrowIsUnbiased(const std::vector<double>& magnitudes, float value) {
+  constexpr uint32_t kDraws = 0x10000;
+  const int sign = std::signbit(value) ? 0x8000 : 0;
+  const double magnitude = std::abs(static_cast<double>(value));
+  const auto above = std::upper_bound(magnitudes.begin(), magnitudes.end(), magnitude);
+  const int low = static_cast<int>(above - magnitudes.begin()) - 1;
+  const double part = (magnitude - magnitudes[low]) / (magnitudes[low + 1] - magnitudes[low]);
+  uint32_t ups = 0;
+  for (uint32_t draw = 0; draw < kDraws; ++draw) {
+    const int bits = NarrowedAtRandom<T>(value, (kDraws - 1 - draw) << 16 | draw).bits;
+    CHECK(bits == (sign | low) || bits == (sign | (low + 1)), value, draw, bits);
+    ups += bits != (sign | low);
+  }
+  CHECK_NEAR(ups, part * kDraws, part == 0 ? 0 : 1, value);
+}
+
+template <typename T>
+void TestNarrowAtRandom() {
+  const std::vector<double> magnitudes = Magnitudes<T>();
+  const int infinity = Format<T>::kInfinityBits;
+  const uint32_t words[] = {0, 1, 0xffff, 0x10000, 0x12345678, 0x7fffffff, 0xffff0000, 0xffffffff};
+  for (const uint32_t random : words) {
+    // What a format can hold stays what it is.
+    for (int bits = 0; bits <= 0xffff; ++bits) {
+      const T value = FromBits<T>(bits);
+      const T narrowed = NarrowedAtRandom<T>(Widen(value), random);
+      if (IsNan(value)) {
+        CHECK(IsNan(narrowed), bits, random);
+      } else {
+        CHECK_EQ(narrowed.bits, bits, random);
+      }
+    }
+    // Beyond its largest number there is no second neighbour to take.
+    const double largest = magnitudes[infinity - 1];
+    const double unit = largest - magnitudes[infinity - 2];
+    for (const double beyond : {0.01, 0.49, 0.5, 0.51, 0.99, 1.0, 1.5, 100.0}) {
+      for (const double sign : {-1.0, 1.0}) {
+        const float value = static_cast<float>(sign * (largest + beyond * unit));
+        CHECK_EQ(NarrowedAtRandom<T>(value, random).bits, Narrowed<T>(value).bits, value, random);
+      }
+    }
+    for (const float value : {kInfinity, std::numeric_limits<float>::max()}) {
+      CHECK_EQ(NarrowedAtRandom<T>(value, random).bits, infinity, random);
+      CHECK_EQ(NarrowedAtRandom<T>(-value, random).bits, infinity | 0x8000, random);
+    }
+    for (const uint32_t nan : {0x7f800001u, 0x7fbfffffu, 0x7fc00000u, 0xffffffffu}) {
+      CHECK(IsNan(NarrowedAtRandom<T>(internal::BitsFloat(nan), random)), nan, random);
+    }
+  }
+  // Around the smallest subnormal, the smallest normal, one, and the largest number.
+  std::mt19937_64 rng(3);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  const int one = Format<T>::kBias << Format<T>::kFractionBits;
+  const int smallest_normal = 1 << Format<T>::kFractionBits;
+  for (const int low : {0, 1, 37, smallest_normal - 1, smallest_normal, smallest_normal + 5,
+                        one - 1, one, infinity - 2}) {
+    for (const double part : {0.0, 0.25, 0.5, 0.999, uniform(rng)}) {
+      const double value = magnitudes[low] + part * (magnitudes[low + 1] - magnitudes[low]);
+      CheckNarrowIsUnbiased<T>(magnitudes, static_cast<float>(value));
+      CheckNarrowIsUnbiased<T>(magnitudes, static_cast<float>(-value));
+    }
+  }
+  for (int i = 0; i < 300000; ++i) {
+    const float value = RandomInRange<T>(&rng);
+    const T narrowed = NarrowedAtRandom<T>(value, static_cast<uint32_t>(rng()));
+    // Nearer than the next number but one, on either side.
+    const double up = Magnitude<T>((narrowed.bits & 0x7fff) + 1);
+    const double down = narrowed.bits == 0 ? -1 : Magnitude<T>(narrowed.bits - 1);
+    CHECK(narrowed.bits == infinity || (down < value && value < up), value, narrowed.bits);
   }
 }
 
@@ -202,6 +288,8 @@ int main() {
   tfrec::TestWiden<tfrec::BFloat16>();
   tfrec::TestNarrow<tfrec::Half>();
   tfrec::TestNarrow<tfrec::BFloat16>();
+  tfrec::TestNarrowAtRandom<tfrec::Half>();
+  tfrec::TestNarrowAtRandom<tfrec::BFloat16>();
   tfrec::TestFloatsPassThrough();
   tfrec::TestHalfIsHardware();
   return 0;

@@ -2,13 +2,16 @@
 #ifndef TFREC_TESTS_CC_RANDOM_ROWS_H_
 #define TFREC_TESTS_CC_RANDOM_ROWS_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <type_traits>
 #include <vector>
 
+#include "custom_ops/common/bags.h"
 #include "custom_ops/common/narrow_float.h"
 #include "custom_ops/gather_reduce/row_reducer.h"
 
@@ -18,6 +21,8 @@ using Rng = std::mt19937_64;
 
 inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+inline constexpr Combiner kCombiners[] = {Combiner::kSum, Combiner::kMean, Combiner::kSqrtn};
 
 inline std::vector<Isa> SupportedIsas() {
   std::vector<Isa> isas;
@@ -61,7 +66,13 @@ inline int64_t Below(Rng* rng, int64_t count) {
 template <typename T>
 std::vector<T> RandomValues(Rng* rng, int64_t count) {
   std::vector<T> values(count);
-  for (T& value : values) value = Narrowed<T>(Uniform(rng, -2, 2));
+  for (T& value : values) {
+    if constexpr (std::is_same_v<T, int8_t>) {
+      value = static_cast<int8_t>(Below(rng, 256) - 128);
+    } else {
+      value = Narrowed<T>(Uniform(rng, -2, 2));
+    }
+  }
   return values;
 }
 
@@ -82,6 +93,14 @@ template <typename T>
 bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() &&
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+// Ends of ranges that together are [0, count), some of them empty.
+inline std::vector<int64_t> RandomCuts(Rng* rng, int64_t count) {
+  std::vector<int64_t> cuts = {0, count};
+  for (int i = 0; i < 4; ++i) cuts.push_back(Below(rng, count + 1));
+  std::sort(cuts.begin(), cuts.end());
+  return cuts;
 }
 
 // An output no entry of which was written yet, or rightly could be.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "tests/cc/check.h"
@@ -19,8 +20,8 @@ struct Reduction {
   int64_t dim;
   Accumulator<T> divisor;
 
-  std::vector<T> Run(Isa isa) const {
-    std::vector<T> out = Unwritten<T>(dim);
+  std::vector<Pooled<T>> Run(Isa isa) const {
+    auto out = Unwritten<Pooled<T>>(dim);
     SelectRowReducer<T>(isa)(rows.data(), weights.empty() ? nullptr : weights.data(), count,
                              rows.size(), dim, divisor, out.data());
     return out;
@@ -28,7 +29,7 @@ struct Reduction {
 };
 
 template <typename T>
-void CheckNearNaive(const Reduction<T>& reduction, const std::vector<T>& actual) {
+void CheckNearNaive(const Reduction<T>& reduction, const std::vector<Pooled<T>>& actual) {
   for (int64_t c = 0; c < reduction.dim; ++c) {
     double sum = 0;
     double magnitude = 0;
@@ -39,7 +40,7 @@ void CheckNearNaive(const Reduction<T>& reduction, const std::vector<T>& actual)
     }
     const double scale = reduction.divisor == 0 ? 0 : 1 / static_cast<double>(reduction.divisor);
     CHECK_NEAR(Widen(actual[c]), sum * scale,
-               Tolerance<T>(reduction.count, magnitude * std::abs(scale)), c, reduction.dim,
+               Tolerance<Pooled<T>>(reduction.count, magnitude * std::abs(scale)), c, reduction.dim,
                reduction.count, reduction.divisor, reduction.weights.empty());
   }
 }
@@ -72,12 +73,43 @@ void TestReducers() {
           if (weighted) reduction.weights = RandomValues<Accumulator<T>>(&rng, count);
           for (const double divisor : {1.0, 0.0, Uniform(&rng, 0.5, 9), -3.0}) {
             reduction.divisor = static_cast<Accumulator<T>>(divisor);
-            const std::vector<T> portable = reduction.Run(Isa::kPortable);
+            const auto portable = reduction.Run(Isa::kPortable);
             if (!any_pattern) CheckNearNaive(reduction, portable);
             for (const Isa isa : SupportedIsas()) {
               CHECK(SameBits(reduction.Run(isa), portable), static_cast<int>(isa), dim, count,
                     weighted, divisor, any_pattern);
             }
+          }
+        }
+      }
+    }
+  }
+}
+
+// What a reducer of ids must return, and a reducer of rows does.
+template <typename T, typename Id>
+void TestIdReducersAreRowReducers() {
+  Rng rng(3);
+  constexpr int64_t kRows = 50;
+  for (const int64_t dim : {0, 1, 7, 8, 15, 16, 17, 24, 33, 64, 100, 129, 200}) {
+    for (const bool any_pattern : {false, true}) {
+      const std::vector<T> table =
+          any_pattern ? RandomPatterns<T>(&rng, kRows * dim) : RandomValues<T>(&rng, kRows * dim);
+      for (const int64_t count : {0, 1, 2, 3, 15, 16, 17, 40}) {
+        std::vector<Id> ids(count + Below(&rng, 40));
+        Reduction<T> reduction{{}, {}, count, dim, 1};
+        for (Id& id : ids) {
+          id = static_cast<Id>(Below(&rng, kRows));
+          reduction.rows.push_back(table.data() + id * dim);
+        }
+        for (const double divisor : {1.0, 0.0, Uniform(&rng, 0.5, 9)}) {
+          reduction.divisor = static_cast<Accumulator<T>>(divisor);
+          const auto expected = reduction.Run(Isa::kPortable);
+          for (const Isa isa : SupportedIsas()) {
+            auto out = Unwritten<Pooled<T>>(dim);
+            SelectIdReducer<T, Id>(isa)(table.data(), dim, ids.data(), count, ids.size(),
+                                        reduction.divisor, out.data());
+            CHECK(SameBits(out, expected), static_cast<int>(isa), dim, count, divisor, any_pattern);
           }
         }
       }
@@ -108,7 +140,9 @@ void TestReducersKeepNonFinite() {
 template <typename T>
 void TestRowReducers() {
   TestReducers<T>();
-  TestReducersKeepNonFinite<T>();
+  TestIdReducersAreRowReducers<T, int32_t>();
+  TestIdReducersAreRowReducers<T, int64_t>();
+  if constexpr (!std::is_same_v<T, int8_t>) TestReducersKeepNonFinite<T>();
 }
 
 }  // namespace
@@ -119,5 +153,6 @@ int main() {
   tfrec::TestRowReducers<double>();
   tfrec::TestRowReducers<tfrec::Half>();
   tfrec::TestRowReducers<tfrec::BFloat16>();
+  tfrec::TestRowReducers<int8_t>();
   return 0;
 }

@@ -121,22 +121,6 @@ def test_padding_without_a_combiner_gives_zeros(implementation):
     assert np.any(result[1])
 
 
-# ---- Ids in floating point, which is what keras.Sequential makes of them -------------------------
-
-
-def test_whole_numbers_in_float(implementation):
-    layer = tfrec.EmbeddingBag(5, 2)
-    np.testing.assert_array_equal(layer(IDS.astype("float32")), layer(IDS))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="`ids` must be whole numbers"):
-        layer(IDS + 0.5)
-
-
-def test_float_ids_that_would_collide(implementation):
-    layer = tfrec.EmbeddingBag(2**24 + 1, 1, embeddings_initializer="zeros")
-    with pytest.raises(ValueError, match="cannot tell the 16777217 rows apart"):
-        layer(IDS.astype("float32"))
-
-
 # ---- Training ------------------------------------------------------------------------------------
 
 
@@ -212,12 +196,6 @@ def test_a_functional_model_with_weights_saves_and_clones(implementation, tmp_pa
     assert keras.models.clone_model(model)([IDS, w]).shape == (2, 2)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32"])
-def test_small_integers(implementation, dtype):
-    layer = tfrec.EmbeddingBag(5, 2)
-    np.testing.assert_array_equal(layer(IDS.astype(dtype)), layer(IDS))
-
-
 def test_a_numpy_padding_id_is_a_number_in_the_config():
     config = tfrec.EmbeddingBag(5, 2, padding_id=np.int64(3)).get_config()
     assert json.loads(json.dumps(config))["padding_id"] == 3
@@ -232,6 +210,189 @@ def test_shapes_that_are_known_late(implementation):
     np.testing.assert_allclose(pool(ids, np.ones(ids.shape)), layer(ids), rtol=1e-6)
     with pytest.raises(tf.errors.InvalidArgumentError, match="`weights` must have the shape"):
         pool(ids, np.ones((3, 2, 4)))
+
+
+# ---- Castings ------------------------------------------------------------------------------------
+
+
+def table_gradient(layer, ids, casting=None):
+    with tf.GradientTape() as tape:
+        output = layer(ids, casting=casting)
+        loss = tf.reduce_sum(getattr(output, "flat_values", output) ** 2)
+    gradient = tape.gradient(loss, layer.embeddings.value)
+    return gradient.indices.numpy().tolist(), gradient.values.numpy().tobytes()
+
+
+@pytest.mark.parametrize("combiner", ["mean", None])
+def test_a_casting_changes_no_bit_of_the_gradient(implementation, combiner):
+    layer = tfrec.EmbeddingBag(9, 5, combiner, padding_id=8)
+    layer.build()
+    ids = np.random.default_rng(0).integers(0, 9, (4, 3, 2))
+    ragged = tf.ragged.constant([[1, 8], [3], [], [3, 1]], dtype=tf.int64)
+    for of_ids in (ids, ids[0], ids.astype("int16"), ids.astype("float32"), ragged):
+        whole = ragged if of_ids is ragged else of_ids.astype("int64")
+        casting = tfrec.ops.cast_indices(whole, padding_id=8)
+        assert table_gradient(layer, of_ids, casting) == table_gradient(layer, of_ids)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="`casting` must be what"):
+            table_gradient(layer, of_ids, tfrec.ops.cast_indices(whole[::-1], 8))
+
+
+def with_castings():
+    ids, casting = (keras.Input((4,), dtype="int64", name=name) for name in ("ids", "casting"))
+    dense = keras.layers.Dense(1)  # made first, as in functional(), which has the same seeds then
+    pooled = tfrec.EmbeddingBag(20, 3, "mean")(ids, casting=casting)
+    return keras.Model({"ids": ids, "casting": casting}, dense(pooled))
+
+
+def test_a_model_trains_with_castings_from_a_pipeline(implementation, tmp_path):
+    x = np.random.default_rng(0).integers(0, 20, (64, 4))
+    plain = tf.data.Dataset.from_tensor_slices(({"ids": x}, x.mean(-1))).batch(16)
+    cast = plain.apply(tfrec.data.cast_indices({"ids": "casting"}))
+
+    def train(make, data):
+        keras.utils.set_random_seed(3)
+        model = make()
+        model.compile(tfrec.optimizers.Adagrad(0.1), "mse")
+        return model, model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
+
+    model, losses = train(with_castings, cast)
+    _, expected = train(functional, plain.map(lambda features, y: (features["ids"], y)))
+    assert losses == expected
+    model.save(tmp_path / "m.keras")
+    revived = keras.saving.load_model(tmp_path / "m.keras")
+    again = [m.fit(cast, verbose=0, shuffle=False).history["loss"] for m in (model, revived)]
+    assert again[0] == again[1]
+    swapped = plain.map(lambda features, y: ({**features, "casting": features["ids"]}, y))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`casting` must be what"):
+        model.fit(swapped, shuffle=False, verbose=0)
+    # Castings are for the gradient: predictions do not look at them.
+    ids = x[:16]
+    expected = model.predict({"ids": ids, "casting": tfrec.ops.cast_indices(ids)}, verbose=0)
+    np.testing.assert_array_equal(model.predict({"ids": ids, "casting": ids}, verbose=0), expected)
+
+
+# ---- Rows in int8 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16", "float64"])
+def test_quantized_rows_are_within_half_a_scale(implementation, policy):
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(500, 33)) * rng.random((500, 1)) * 10
+    table[7] = 0
+    layer = tfrec.EmbeddingBag(500, 33, combiner=None, dtype=policy, weights=table)
+    exact = layer.embeddings.value.numpy().astype("float64")
+    layer.quantize("int8")
+    rows, scales = layer.embeddings.numpy(), layer.scales.numpy().astype("float64")
+    assert rows.dtype == np.int8
+    assert layer.embeddings.dtype == "int8"
+    assert layer.scales.dtype == "float32"
+    np.testing.assert_allclose(scales[:7], np.abs(exact[:7]).max(1) / 127, 1e-6)
+    error = np.abs(rows * scales[:, np.newaxis] - exact)
+    assert np.all(error <= scales[:, np.newaxis] * 0.50001)
+    assert np.abs(rows).max() == 127
+    assert not np.any(rows[7])
+    assert layer.dtype_policy.name == f"int8_from_{policy}"
+    looked_up = layer(np.arange(500))
+    assert looked_up.dtype == layer.compute_dtype
+    expected = tf.cast((rows * scales[:, np.newaxis]).astype("float32"), layer.compute_dtype)
+    tolerance = 1e-6 if policy in ("float32", "float64") else 1e-2
+    np.testing.assert_allclose(
+        tf.cast(looked_up, tf.float64), tf.cast(expected, tf.float64), tolerance
+    )
+
+
+def test_a_quantized_table_of_many_parts(implementation):
+    table = np.random.default_rng(0).normal(size=(2**17 + 3, 16)).astype("float32")
+    layer = tfrec.EmbeddingBag(*table.shape, weights=table)
+    layer.quantize("int8")
+    rows, scales = layer.embeddings.numpy(), layer.scales.numpy()[:, np.newaxis]
+    assert np.all(np.abs(rows * scales - table) <= scales * 0.5001)
+
+
+@pytest.mark.parametrize("through", ["layer", "model"])
+def test_a_quantized_model_predicts_saves_and_trains_what_is_left(
+    implementation, through, tmp_path
+):
+    keras.utils.set_random_seed(0)
+    model = functional()
+    model.compile(tfrec.optimizers.Adagrad(0.1), "mse")
+    x = np.random.default_rng(0).integers(0, 20, (16, 4))
+    y = x.mean(-1)
+    model.fit(x, y, verbose=0)
+    layer, before = model.layers[1], model.predict(x, verbose=0)
+    if through == "model":
+        model.quantize("int8", filters=lambda candidate: candidate is layer)
+    else:
+        layer.quantize("int8")
+    assert not layer.trainable_weights
+    model.compile(tfrec.optimizers.Adagrad(0.1), "mse")  # with slots for what is left
+    after = model.predict(x, verbose=0)
+    assert 0 < np.abs(after - before).max() < 0.01
+    rows = layer.embeddings.numpy()
+    model.fit(x, y, epochs=2, verbose=0)
+    np.testing.assert_array_equal(layer.embeddings.numpy(), rows)
+    after = model.predict(x, verbose=0)
+    assert np.abs(after - before).max() > 0.05
+
+    model.save(tmp_path / "m.keras")
+    revived = keras.saving.load_model(tmp_path / "m.keras")
+    assert revived.layers[1].embeddings.dtype == "int8"
+    np.testing.assert_array_equal(revived.predict(x, verbose=0), after)
+    model.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(served.serve(tf.constant(x)), after, 1e-6)
+    model.save_weights(tmp_path / "m.weights.h5")
+    fresh = functional()
+    fresh.layers[1].quantize("int8")
+    fresh.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_array_equal(fresh.predict(x, verbose=0), after)
+
+
+def test_a_quantized_layer_comes_back_from_its_config(implementation):
+    layer = tfrec.EmbeddingBag(5, 2, "mean", weights=np.arange(10.0).reshape(5, 2))
+    layer.quantize("int8")
+    revived = tfrec.EmbeddingBag.from_config(json.loads(json.dumps(layer.get_config())))
+    revived.build()
+    revived.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(revived(IDS), layer(IDS))
+
+
+def test_a_quantized_table_has_no_gradient(implementation):
+    layer = tfrec.EmbeddingBag(5, 2, "mean")
+    layer.build()
+    layer.quantize("int8")
+    with tf.GradientTape() as tape:
+        layer(IDS)
+    assert not tape.watched_variables()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "mode", "message"),
+    [
+        (lambda layer: layer.build(), "int4", '`quantize` takes `mode="int8"` and no quantizer'),
+        (lambda layer: layer.build(), "float8", "Received: mode='float8'"),
+        (lambda layer: layer.build(), "other", "Received: mode=other"),
+        (lambda layer: None, "int8", "isn't yet built"),
+        (lambda layer: [layer.build(), layer.quantize("int8")], "int8", "already quantized"),
+    ],
+)
+def test_what_cannot_be_quantized(implementation, prepare, mode, message):
+    layer = tfrec.EmbeddingBag(5, 2)
+    prepare(layer)
+    with pytest.raises(ValueError, match=message):
+        layer.quantize(mode)
+
+
+def test_a_quantizer_of_ones_own_is_refused(implementation):
+    layer = tfrec.EmbeddingBag(5, 2)
+    layer.build()
+    config = keras.quantizers.Int8QuantizationConfig(
+        weight_quantizer=keras.quantizers.AbsMaxQuantizer(axis=0)
+    )
+    with pytest.raises(ValueError, match="no quantizer of its own. Received: mode='int8', weight_"):
+        layer.quantize("int8", config=config)
+    layer(IDS)  # and the layer is as it was
+    assert layer.embeddings.dtype == "float32"
 
 
 # ---- Bad arguments -------------------------------------------------------------------------------
@@ -257,8 +418,6 @@ def test_bad_constructor_arguments(kwargs, message):
 @pytest.mark.parametrize(
     ("kwargs", "spec", "message"),
     [
-        ({}, {"shape": (None,), "dtype": "string"}, "put `keras.layers.StringLookup`"),
-        ({"input_dim": 2**24 + 1}, {"shape": (None,), "dtype": "float32"}, "rows apart"),
         ({"combiner": None}, {"shape": (9,), "dtype": "int64", "sparse": True}, "Sparse `ids`"),
     ],
 )

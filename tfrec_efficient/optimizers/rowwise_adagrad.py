@@ -14,10 +14,8 @@ class _DenseRowwiseAdagrad(keras.optimizers.Adagrad):
     def add_variable_from_reference(
         self, reference_variable: Any, name: Any = None, initializer: Any = "zeros"
     ) -> Any:
-        is_table = (
-            reference_variable.name.split(":")[0].endswith("embeddings")
-            and len(reference_variable.shape) == 2
-        )
+        is_named = reference_variable.name.split(":")[0].endswith("embeddings")
+        is_table = is_named and len(reference_variable.shape) == 2
         if name != "accumulator" or not is_table:
             return super().add_variable_from_reference(reference_variable, name, initializer)
         return self.add_variable(
