@@ -110,7 +110,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    _harness.print_machine()
+    print(_harness.describe_machine(_harness.machine()))
     cells = {}
     for kind in KINDS:
         for seed in range(arguments.seeds):

@@ -179,7 +179,7 @@ def _source(gradient: tf.IndexedSlices) -> dict[str, Any] | None:
     Only graphs know where a tensor comes from. The op that is passed over has no other reader then,
     and never runs.
     """
-    if not tf.is_symbolic_tensor(gradient.values):
+    if not all(tf.is_symbolic_tensor(part) for part in (gradient.values, gradient.indices)):
         return None
     values, indices = _without_identity(gradient.values), _without_identity(gradient.indices)
     op = values.op

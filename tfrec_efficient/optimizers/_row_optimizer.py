@@ -108,7 +108,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
         ):
             if tables and value:
                 raise ValueError(
-                    f"`{name}` would rewrite every row of the table `{tables[0].path}` at each "
+                    f"`{name}` would rewrite every row of the table `{tables[0].name}` at each "
                     f"step, and is not supported with it. Received: {name}={value}"
                 )
         if tables and self._makes_tables_dense:
