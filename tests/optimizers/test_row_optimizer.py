@@ -330,7 +330,8 @@ def test_a_loss_scale_factor_is_taken_out_in_every_replica(implementation):
         def of_replica():
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             ids = tf.stack([tf.cast(replica, tf.int32), 2])
-            optimizer.apply([tf.IndexedSlices(tf.fill([2, 1], 8.0), ids, (3, 1))], [table])
+            gradient = tf.IndexedSlices(tf.fill([2, 1], 8.0), ids, tf.constant([3, 1]))
+            optimizer.apply([gradient], [table])
 
         strategy.run(of_replica)
 
@@ -384,10 +385,11 @@ def megabytes(name):
 
 def use_up_free_memory(held=[]):
     # TensorFlow keeps what it has freed, and a tensor made there would not be seen.
-    before = -100
-    while megabytes("VmRSS") - before < 31:
+    grown = 0
+    while grown < 31:
         before = megabytes("VmRSS")
         held.append(tf.ones(SHAPE))
+        grown = megabytes("VmRSS") - before
 
 bag = tfrec.EmbeddingBag(*SHAPE)
 bag.build()
