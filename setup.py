@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from setuptools import Extension
@@ -33,18 +34,22 @@ class BuildOps(build_ext):
         library.parent.mkdir(parents=True, exist_ok=True)
         try:
             flags = tensorflow_flags()
-            command = [*shlex.split(os.environ.get("CXX") or "g++"), "-O3", "-fPIC", "-shared"]
+            compiler = shlex.split(os.environ.get("CXX") or "g++")
             # Never fused, so that all instruction sets return the same bits; no errno, so that
             # square roots vectorise; and TensorFlow's headers are full of warnings.
-            command += [
-                "-ffp-contract=off",
-                "-fno-math-errno",
-                "-w",
-                "-I.",
-                *SOURCES,
-                *flags["compile"],
-                *flags["link"],
-            ]
+            options = ["-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-w", "-I."]
+            objects = Path(self.build_temp).absolute()
+            objects.mkdir(parents=True, exist_ok=True)
+
+            def compile_source(source):
+                target = objects / f"{source.replace(os.sep, '_')}.o"
+                command = [*compiler, *options, *flags["compile"], "-c", source, "-o", target]
+                subprocess.run(command, cwd=ROOT, check=True)
+                return target
+
+            with ThreadPool() as pool:  # one compiler for each core
+                targets = pool.map(compile_source, SOURCES)
+            command = [*compiler, "-shared", *targets, *flags["link"]]
             subprocess.run([*command, "-o", str(library.absolute())], cwd=ROOT, check=True)
             info.write_text(json.dumps({"tensorflow": flags["version"]}) + "\n")
         except (OSError, subprocess.CalledProcessError, RuntimeError) as error:

@@ -134,10 +134,8 @@ void TestUpdateRows(const std::vector<TableProblem>& problems) {
 
 int main() {
   const std::vector<tfrec::TableProblem> problems = tfrec::ManyProblems();
-  // Types of rows and of ids do not interact: each one once is enough.
+  // Types matter to what is called, which has its own tests; here, whether sums are as wide.
   tfrec::TestUpdateRows<float, int32_t>(problems);
-  tfrec::TestUpdateRows<double, int64_t>(problems);
-  tfrec::TestUpdateRows<tfrec::Half, int64_t>(problems);
-  tfrec::TestUpdateRows<tfrec::BFloat16, int32_t>(problems);
+  tfrec::TestUpdateRows<tfrec::BFloat16, int64_t>(problems);
   return 0;
 }

@@ -217,6 +217,26 @@ def test_what_happens_to_a_gradient_on_the_way_counts(implementation, how):
     check_graph_equals_eager(implementation, lambda: [Trained("sgd", (10, 4))], step, fused)
 
 
+def test_a_check_on_the_way_is_not_passed_over(implementation):
+    one = Trained("sgd", (10, 4))
+    before = one.bits()
+
+    @tf.function
+    def step(limit):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tfrec.ops.gather_reduce(one.table, [[1, 4], [4, 7]]))
+        gradient = tape.gradient(loss, one.table)
+        small = tf.debugging.assert_less(gradient.values, limit, "The gradient is too large.")
+        with tf.control_dependencies([small]):
+            one.update(changed(gradient, tf.identity(gradient.values)))
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="The gradient is too large"):
+        step(tf.constant(1.5))
+    assert one.bits() == before
+    step(tf.constant(2.5))
+    assert one.bits() != before
+
+
 def test_a_change_on_the_way_is_not_lost():
     """The test above compares two paths; this one knows the answer."""
     for name in implementations():

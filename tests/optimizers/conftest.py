@@ -143,6 +143,13 @@ def fit(optimizer, model=None, epochs=2, strategy=None, **compile_arguments):
     return losses, [as_float64(weight) for weight in model.weights]
 
 
+def two_replicas():
+    # Collective ops remember the programs of strategies before, and abort where they differ.
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
 def assert_same_training(a, b, tolerance=0.0):
     np.testing.assert_allclose(a[0], b[0], rtol=tolerance)
     for ours, theirs in zip(a[1], b[1], strict=True):
@@ -161,6 +168,7 @@ class Shared:
     assert_same_training = staticmethod(assert_same_training)
     fit = staticmethod(fit)
     small_model = staticmethod(small_model)
+    two_replicas = staticmethod(two_replicas)
 
 
 @pytest.fixture(scope="session")

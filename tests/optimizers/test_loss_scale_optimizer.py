@@ -153,7 +153,7 @@ def test_two_replicas_equal_one(implementation, shared):
     def optimizer():
         return LossScaleOptimizer(Adagrad(0.1))
 
-    two = shared.fit(optimizer, strategy=tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    two = shared.fit(optimizer, strategy=shared.two_replicas())
     shared.assert_same_training(shared.fit(optimizer), two, 1e-5)
 
 

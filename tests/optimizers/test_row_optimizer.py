@@ -308,7 +308,7 @@ def test_eager_steps_and_several_steps_in_one_call_change_nothing(implementation
 )
 def test_two_replicas_equal_one(shared, kind, arguments):
     """They share ids, so parts of a row come from both."""
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = shared.two_replicas()
     for name in implementations()[: 2 if kind == "adagrad" else 1]:
         with use(name):
             one, two = (
@@ -318,8 +318,8 @@ def test_two_replicas_equal_one(shared, kind, arguments):
         shared.assert_same_training(two, one, 1e-4)
 
 
-def test_a_loss_scale_factor_is_taken_out_in_every_replica(implementation):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_a_loss_scale_factor_is_taken_out_in_every_replica(implementation, shared):
+    strategy = shared.two_replicas()
     with strategy.scope():
         table = keras.Variable(np.zeros((3, 1), "float32"), name="embeddings")
         optimizer = SGD(1.0, loss_scale_factor=8.0)
