@@ -136,7 +136,7 @@ void Cast(const TableLookups<Id>& lookups, const IdScan& scan,
 
 // Differs, but for chance, where two sets of pairs do: sums of it do not depend on the order.
 inline uint64_t Fingerprint(uint64_t pair) {
-  uint64_t bits = pair * 0x9e3779b97f4a7c15u;
+  uint64_t bits = (pair + 1) * 0x9e3779b97f4a7c15u;  // no pair, not even the first, counts nothing
   bits = (bits ^ (bits >> 32)) * 0xd6e8feb86659fd93u;
   return bits ^ (bits >> 32);
 }
