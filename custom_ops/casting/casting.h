@@ -156,12 +156,14 @@ bool IsCastingOf(const TableLookups<Id>& lookups, const int64_t* pairs, const Pa
   std::vector<char> good(blocks);
   parallel.Split(total, blocks, [&](int64_t block, int64_t first, int64_t last) {
     uint64_t sum = 0;
-    lookups.ForEach(first, last, [&](const Bags<Id>& bags, int64_t k, int64_t position) {
-      // Unsigned: an id from outside may be negative.
-      const uint64_t pair = static_cast<uint64_t>(bags.ids[k]) << casting->position_bits | position;
-      sum += bags.IsPadding(k) ? 0 : Fingerprint(pair);
-    });
     bool rising = true;
+    lookups.ForEach(first, last, [&](const Bags<Id>& bags, int64_t k, int64_t position) {
+      if (bags.IsPadding(k)) return;
+      // Unsigned: an id from outside may be negative, or too large for its word.
+      const uint64_t pair = static_cast<uint64_t>(bags.ids[k]) << casting->position_bits | position;
+      rising &= static_cast<int64_t>(pair) >> casting->position_bits == bags.ids[k];
+      sum += Fingerprint(pair);
+    });
     int64_t previous = first == 0 ? kNoPair : pairs[first - 1];
     for (int64_t i = first; i < std::min(last, count); ++i) {
       rising &= pairs[i] > previous && casting->Position(i) < total;
