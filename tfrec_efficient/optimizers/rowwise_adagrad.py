@@ -18,11 +18,12 @@ class _DenseRowwiseAdagrad(keras.optimizers.Adagrad):
         is_table = is_named and len(reference_variable.shape) == 2
         if name != "accumulator" or not is_table:
             return super().add_variable_from_reference(reference_variable, name, initializer)
+        owner = getattr(reference_variable, "path", reference_variable.name)
         return self.add_variable(
             (reference_variable.shape[0],),
             initializer,
             reference_variable.dtype,
-            name=f"{reference_variable.path.replace('/', '_')}_{name}",
+            name=f"{owner.replace('/', '_').replace(':', '_')}_{name}",
         )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
