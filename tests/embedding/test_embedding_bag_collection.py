@@ -70,7 +70,7 @@ def test_equals_separate_layers(implementation, kind, weighted):
     }
     concat = layer(ids, weights=weights or None)
     np.testing.assert_array_equal(concat, tf.concat(list(expected.values()), 1))
-    named = built(output="dict")
+    named = built(output_format="dict")
     named.set_weights(layer.get_weights())
     result = named(ids, weights=weights or None)
     assert list(result) == list(FEATURES)
@@ -124,7 +124,7 @@ if "native" in implementations():
 
 
 def test_all_features_of_one_table(implementation):
-    layer = tfrec.EmbeddingBagCollection({"t": (9, 2)}, {"b": "t", "a": "t"}, output="dict")
+    layer = tfrec.EmbeddingBagCollection({"t": (9, 2)}, {"b": "t", "a": "t"}, output_format="dict")
     ids = {"b": np.array([1, 2]), "a": np.array([[2, 3], [4, 4]])}
     with tf.GradientTape() as tape:
         output = layer(ids)
@@ -158,7 +158,7 @@ def make_model(output="concat", cast=False, dtype=None):
             "user": keras.Input((1,), dtype="int64", name="user_casting"),
             "item": keras.Input((), dtype="int64", name="item_casting"),
         }
-    layer = collection(output=output, dtype=dtype, name="collection", **RULES)
+    layer = collection(output_format=output, dtype=dtype, name="collection", **RULES)
     pooled = layer(inputs, castings=castings)
     if output == "dict":
         pooled = keras.layers.Concatenate()([pooled[f] for f in FEATURES])
@@ -224,7 +224,7 @@ def test_a_subclassed_model_of_ragged_features(implementation):
 )
 def test_dtype_policies(implementation, policy, compute, variable):
     for output in ("concat", "dict"):
-        layer = built(dtype=policy, output=output)
+        layer = built(dtype=policy, output_format=output)
         result = tf.nest.flatten(layer(IDS))
         symbolic = tf.nest.flatten(
             layer({f: keras.Input(SHAPES[f], dtype="int32") for f in FEATURES})
@@ -239,7 +239,7 @@ def test_dtype_policies(implementation, policy, compute, variable):
 def test_the_config_survives_json(implementation):
     layer = collection(
         **RULES,
-        output="dict",
+        output_format="dict",
         name="collection",
         embeddings_initializer=keras.initializers.RandomNormal(seed=1),
     )
@@ -328,7 +328,10 @@ def test_castings_are_checked(implementation):
         ({"combiner": {"item": "sum"}}, r"`combiner` must name features. Received: \['item'\]"),
         ({"padding_id": {"item": 0}}, r"`padding_id` must name features. Received: \['item'\]"),
         ({"padding_id": {"z": 0.5}}, "`padding_id` must be None or an integer of 64 bits"),
-        ({"output": "list"}, '`output` must be "concat" or "dict". Received: output=\'list\''),
+        (
+            {"output_format": "list"},
+            '`output_format` must be "concat" or "dict". Received: output_format=\'list\'',
+        ),
     ],
 )
 def test_bad_constructor_arguments(kwargs, message):
