@@ -74,7 +74,8 @@ def measure_group(cell: Cell, names: Sequence[str], rounds: int) -> dict[str, ob
         timings = _harness.take_turns(
             {name: rival.measure for name, rival in opened.items()}, rounds
         )
-        others = (_harness.others_seconds(own) - others) / (time.monotonic() - begun)
+        # Both clocks tick in hundredths of a second, so that over a short time it may be negative.
+        others = max(0.0, _harness.others_seconds(own) - others) / (time.monotonic() - begun)
     return {
         "timings": {name: dataclasses.asdict(timing) for name, timing in timings.items()},
         "about": about,

@@ -291,8 +291,9 @@ def test_models_of_all_kinds_train_as_with_keras(shared, table):
 
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
 def test_eager_steps_and_several_steps_in_one_call_change_nothing(implementation, shared, kind):
+    """But for roundings: in graphs, Grappler makes a product of x / sqrt(y) in dense updates."""
     expected = shared.fit(OPTIMIZERS[kind])
-    tolerance = 0.0 if implementation == "native" else 1e-5
+    tolerance = 1e-6 if implementation == "native" else 1e-5
     for arguments in ({"run_eagerly": True}, {"steps_per_execution": 3}):
         shared.assert_same_training(shared.fit(OPTIMIZERS[kind], **arguments), expected, tolerance)
 
