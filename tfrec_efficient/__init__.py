@@ -3,6 +3,8 @@
 What lies where, in the order in which data flows:
 
 - `data`: public data sets, and splits of them.
+- `RecencyBias`: a callback that shows the model what it is confused about.
+- `sampling`: the base class of that, and other selectors of batches.
 - `EmbeddingBag`: a Keras layer that pools rows of an embedding table.
 - `EmbeddingBagCollection`: many features and tables in one op.
 - `optimizers`: Keras optimizers that update only the rows of a table that have a gradient.
@@ -22,8 +24,10 @@ if _keras.backend.backend() != "tensorflow":
 from tfrec_efficient import data as data
 from tfrec_efficient import ops as ops
 from tfrec_efficient import optimizers as optimizers
+from tfrec_efficient import sampling as sampling
 from tfrec_efficient.embedding.embedding_bag import EmbeddingBag as EmbeddingBag
 from tfrec_efficient.embedding.embedding_bag_collection import (
     EmbeddingBagCollection as EmbeddingBagCollection,
 )
+from tfrec_efficient.sampling.selectors.recency_bias import RecencyBias as RecencyBias
 from tfrec_efficient.version import __version__ as __version__

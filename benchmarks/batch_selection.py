@@ -1,0 +1,322 @@
+"""Trains a small network with every batch selector, on MNIST or on CIFAR-10.
+
+    python benchmarks/batch_selection.py --data mnist|cifar10 [--selector all] [--seeds 3]
+
+The protocol is that of Song et al. (CIKM 2020) at the size of two cores: batches of 128, SGD with a
+momentum of .9, a learning rate of .1 that falls to a tenth at half and at three quarters of the
+epochs. For one seed all selectors begin with the same weights, and those with a warm-up share it.
+After each epoch the test error is taken; its time is kept apart from that of training.
+
+A cell is one selector and seed. It writes one JSON file, and a cell that has one is not run again,
+so a run that was stopped goes on where it was. In the end come the table, a picture of the error
+against training time, and `results.json` with all cells.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import _harness
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfrec_efficient as tfrec
+
+BATCH = 128
+EPOCHS = {"mnist": (24, 6), "cifar10": (24, 6)}  # of training, and of those the warm-up
+SHUFFLE = "shuffle"  # what `fit` does by itself
+
+
+def make_selector(name, epochs, warmup, seed):
+    """The selectors by name; None for plain shuffling."""
+    sampling, common = tfrec.sampling, {"batch_size": BATCH, "seed": seed}
+    scheduled = {**common, "epochs": epochs, "warmup_epochs": warmup}
+    weighed = {**common, "warmup_epochs": warmup}
+    makers = {
+        "random": lambda: sampling.RandomBatches(**common),
+        "recency": lambda: tfrec.RecencyBias(**scheduled),
+        "active_bias": lambda: sampling.ActiveBias(**weighed, mode="weighting"),
+        "online": lambda: sampling.OnlineBatchSelection(**scheduled),
+        SHUFFLE: lambda: None,
+        "active_bias_sampling": lambda: sampling.ActiveBias(**weighed, mode="sampling"),
+        "info_batch": lambda: sampling.InfoBatch(**common, epochs=epochs),
+        "self_paced": lambda: sampling.SelfPaced(**common, epochs=epochs // 2),
+        "selective_backprop": lambda: sampling.SelectiveBackprop(**common),
+    }
+    return makers[name]() if name else list(makers)
+
+
+SELECTORS = make_selector(None, 0, 0, 0)
+
+
+# ---- Data.
+
+
+def load(data):
+    """Returns standardized images and labels: of training, then of test."""
+    base = os.environ.get("TFREC_DATA_DIR")
+    folder = Path(base or ".", {"mnist": "mnist", "cifar10": "cifar10n"}[data])
+    if not base or not folder.is_dir():
+        sys.exit(f"Set TFREC_DATA_DIR to the folder that holds {folder.name}/.")
+    (x, y), (x_test, y_test) = {"mnist": _mnist, "cifar10": _cifar10}[data](folder)
+    mean, deviation = x.mean((0, 1, 2)), x.std((0, 1, 2))
+    return ((x - mean) / deviation, y), ((x_test - mean) / deviation, y_test)
+
+
+def _mnist(folder):
+    def read(name, offset):
+        with gzip.open(folder / f"{name}.gz") as file:
+            return np.frombuffer(file.read(), np.uint8, offset=offset)
+
+    def split(name):
+        images = read(f"{name}-images-idx3-ubyte", 16).reshape(-1, 28, 28, 1)
+        return images.astype("float32") / 255, read(f"{name}-labels-idx1-ubyte", 8).astype("int64")
+
+    return split("train"), split("t10k")
+
+
+def _cifar10(folder):
+    def images(archive, rows):
+        with zipfile.ZipFile(folder / archive) as zipped:
+            files = [zipped.read(f"{int(row['id']):05}.png") for row in rows]
+        return np.stack([tf.io.decode_png(file) for file in files]).astype("float32") / 255
+
+    def table(name):
+        lines = (folder / name).read_text().splitlines()
+        columns = lines[0].split(",")
+        return [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
+
+    train = table("train_labels_cifar10n.csv")[:20_000]
+    test = table("test_labels.csv")
+    return (
+        (
+            images("cifar10_train_20000.zip", train),
+            np.array([int(r["clean_label"]) for r in train]),
+        ),
+        (images("cifar10_test_5000.zip", test), np.array([int(r["label"]) for r in test])),
+    )
+
+
+def augment(x, y, *weight):
+    """Mirrors every other image, and moves each by up to four pixels."""
+    count, side = tf.shape(x)[0], x.shape[1]
+    x = tf.where(tf.random.uniform([count, 1, 1, 1]) < 0.5, x[:, :, ::-1], x)
+    x = tf.pad(x, [[0, 0], [4, 4], [4, 4], [0, 0]])
+    for axis in (1, 2):
+        first = tf.random.uniform([count, 1], 0, 9, tf.int32)
+        x = tf.gather(x, first + tf.range(side), axis=axis, batch_dims=1)
+    return (x, y, *weight)
+
+
+# ---- Models.
+
+
+def three_layers():
+    """For MNIST: three convolutions, of which two halve the image."""
+    layers = [keras.Input((28, 28, 1))]
+    for filters, size, strides in ((16, 5, 2), (32, 3, 2), (32, 3, 1)):
+        layers += [keras.layers.Conv2D(filters, size, strides, padding="same", use_bias=False)]
+        layers += [keras.layers.BatchNormalization(momentum=0.9), keras.layers.ReLU()]
+    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+
+
+def residual():
+    """For CIFAR-10: a residual network of eight layers, half as wide as the usual one."""
+
+    def convolve(x, filters, strides=1):
+        x = keras.layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+        return keras.layers.BatchNormalization(momentum=0.9)(x)
+
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.ReLU()(convolve(inputs, 8))
+    for filters, strides in ((8, 1), (16, 2), (32, 2)):
+        y = keras.layers.ReLU()(convolve(x, filters, strides))
+        y = convolve(y, filters)
+        if strides > 1:
+            x = keras.layers.Conv2D(filters, 1, strides, use_bias=False)(x)
+        x = keras.layers.ReLU()(x + y)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10, "softmax")(x))
+
+
+# ---- One cell.
+
+
+class Clock(keras.callbacks.Callback):
+    """Takes the test error after each epoch, and the time of training without it.
+
+    It must be the last callback, so that the time is that of the others, too.
+    """
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+        self.record = {"error": [], "steps": [], "wall": [], "cpu": [], "wall_of_test": []}
+
+    def on_train_begin(self, logs=None):
+        self._steps, self._begun = 0, (time.perf_counter(), time.process_time())
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._steps += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        wall, cpu = time.perf_counter(), time.process_time()
+        guesses = self.model.predict(self.x, batch_size=1000, verbose=0).argmax(axis=-1)
+        after = time.perf_counter()
+        found = {
+            "error": 100 * float((guesses != self.y).mean()),
+            "steps": self._steps,
+            "wall": wall - self._begun[0],
+            "cpu": cpu - self._begun[1],
+            "wall_of_test": after - wall,
+        }
+        for name, value in found.items():
+            self.record[name].append(value)
+        self._begun = after, time.process_time()
+
+
+def run(data, name, seed, epochs, warmup, samples):
+    """Trains one model, and returns its record."""
+    machine = _harness.machine()
+    (x, y), (x_test, y_test) = load(data)
+    x, y = x[:samples], y[:samples]
+    keras.utils.set_random_seed(seed)
+    model = {"mnist": three_layers, "cifar10": residual}[data]()
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
+    selector = make_selector(name, epochs, warmup, seed)
+    if selector:
+        batches = selector.dataset(x, y)
+    else:
+        batches = tf.data.Dataset.from_tensor_slices((x, y))
+        batches = batches.shuffle(len(x), seed=seed).batch(BATCH).prefetch(2)
+    if data == "cifar10":
+        batches = batches.map(augment).prefetch(2)
+    rate = keras.callbacks.LearningRateScheduler(
+        lambda epoch: 0.1 * 0.1 ** ((epoch >= epochs / 2) + (epoch >= epochs * 3 / 4))
+    )
+    clock = Clock(x_test, y_test)
+    callbacks = [rate, *([selector] if selector else []), clock]
+    model.fit(batches, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=2)
+    about = {"data": data, "selector": name, "seed": seed, "epochs": epochs, "warmup": warmup}
+    log = selector.log if selector else []
+    return {**about, **clock.record, "log": log, "machine": machine}
+
+
+# ---- What the cells say.
+
+
+def seconds_to(cell, error, clock="cpu"):
+    """Training time until the test error is first at most `error`; None if it never is."""
+    times = np.cumsum(cell[clock])
+    reached = np.flatnonzero(np.array(cell["error"]) <= error + 1e-9)
+    return float(times[reached[0]]) if len(reached) else None
+
+
+def mean_and_error(values):
+    """Mean and standard error in words."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} +- {statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def print_report(cells):
+    """Prints the table; `cells` are records by selector and then by seed."""
+    print(
+        f"\n{'':22}{'best error %':>17}{'last error %':>17}{'of random':>11}"
+        f"{'CPU s':>8}{'ms/step':>9}{'CPU s to best of random':>26}"
+    )
+    for name, by_seed in cells.items():
+        best = {seed: min(cell["error"]) for seed, cell in by_seed.items()}
+        common = [seed for seed in by_seed if seed in cells.get("random", {})]
+        ratio, to_best = "", ""
+        if common:
+            of_random = {seed: min(cells["random"][seed]["error"]) for seed in common}
+            ratio = f"{sum(best[s] for s in common) / sum(of_random.values()):.3f}"
+            needed = [seconds_to(by_seed[s], of_random[s]) for s in common]
+            own = [seconds_to(cells["random"][s], of_random[s]) for s in common]
+            reached = [(a, b) for a, b in zip(needed, own, strict=True) if a is not None]
+            if reached:
+                saved = statistics.mean(1 - a / b for a, b in reached)
+                to_best = f"{statistics.mean(a for a, _ in reached):.0f} ({-100 * saved:+.0f} %)"
+            to_best += f" in {len(reached)} of {len(common)}"
+        total = statistics.mean(sum(cell["cpu"]) for cell in by_seed.values())
+        steps = statistics.mean(sum(cell["steps"]) for cell in by_seed.values())
+        last = mean_and_error([cell["error"][-1] for cell in by_seed.values()])
+        print(
+            f"{name:22}{mean_and_error(list(best.values())):>17}{last:>17}{ratio:>11}"
+            f"{total:8.0f}{1000 * total / steps:9.2f}{to_best:>26}"
+        )
+    tested = [cell for by_seed in cells.values() for cell in by_seed.values()]
+    of_test = statistics.mean(sum(c["wall_of_test"]) / sum(c["wall"]) for c in tested)
+    print(f"Times are of training; taking the test error took {100 * of_test:.0f} % more.")
+
+
+def draw(cells, path):
+    """Draws the mean test error against the mean CPU time of training."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, by_seed in cells.items():
+        times = np.mean([np.cumsum(cell["cpu"]) for cell in by_seed.values()], axis=0)
+        errors = np.mean([cell["error"] for cell in by_seed.values()], axis=0)
+        axes.plot(times, errors, marker=".", label=name)
+    axes.set(xlabel="CPU seconds of training", ylabel="test error (%)", yscale="log")
+    axes.grid(True, which="both", alpha=0.3)
+    axes.legend()
+    write(path, lambda temporary: figure.savefig(temporary, format="svg"))
+
+
+def write(path, save):
+    """Saves a file under another name, and renames it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save(temporary)
+    os.replace(temporary, path)
+
+
+def main(arguments=None):
+    """Runs the cells that have no file, and reports on all that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=list(EPOCHS), required=True)
+    parser.add_argument("--selector", choices=["all", *SELECTORS], nargs="+", default=["all"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="instead of those of the protocol")
+    parser.add_argument("--samples", type=int, help="of the training set, for a trial")
+    parser.add_argument("--threads", type=int, help="of TensorFlow; all cores by default")
+    parser.add_argument("--output", type=Path, default=Path("batch_selection_output"))
+    asked = parser.parse_args(arguments)
+    epochs, warmup = EPOCHS[asked.data]
+    if asked.epochs:
+        epochs, warmup = asked.epochs, max(1, warmup * asked.epochs // epochs)
+    if asked.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(asked.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(asked.threads)
+    names = SELECTORS if "all" in asked.selector else asked.selector
+    folder = asked.output / asked.data
+    folder.mkdir(parents=True, exist_ok=True)
+    print(_harness.describe_machine(_harness.machine()))
+    cells = {name: {} for name in names}
+    for seed in range(asked.seeds):
+        for name in names:
+            path = folder / f"{name}_{seed}.json"
+            if not path.exists():
+                print(f"{path} ...", flush=True)
+                record = run(asked.data, name, seed, epochs, warmup, asked.samples)
+                write(path, lambda temporary, r=record: temporary.write_text(json.dumps(r)))
+            cells[name][seed] = json.loads(path.read_text())
+    everything = [cell for by_seed in cells.values() for cell in by_seed.values()]
+    path = folder.parent / f"{asked.data}.json"
+    write(path, lambda temporary: temporary.write_text(json.dumps(everything, indent=1)))
+    print_report(cells)
+    draw(cells, folder.parent / f"{asked.data}.svg")
+
+
+if __name__ == "__main__":
+    main()

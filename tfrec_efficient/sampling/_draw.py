@@ -1,0 +1,114 @@
+"""The batches of an epoch, drawn from weights or passed through in random order. Pure NumPy."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Rounds in which a batch's repeats are drawn again before the exact draw over all samples.
+_ROUNDS = 8
+
+
+class Draws(NamedTuple):
+    """An epoch of independent batches, each drawn without replacement.
+
+    Attributes:
+        weights: To what each sample's chance of being drawn is proportional, of shape `(size,)`;
+            None draws evenly.
+        sample_weight: Factors of each sample's loss, of shape `(size,)`, or None.
+        normalize_batch: Whether `sample_weight` is scaled to a mean of 1 in every batch.
+    """
+
+    weights: np.ndarray | None = None
+    sample_weight: np.ndarray | None = None
+    normalize_batch: bool = False
+
+
+class Pass(NamedTuple):
+    """An epoch that shows each of `ids` once, in random order; its last batch may be smaller.
+
+    Attributes:
+        ids: The samples to show, of shape `(shown,)`.
+        sample_weight: Factors of each sample's loss, of shape `(size,)`, or None.
+    """
+
+    ids: np.ndarray
+    sample_weight: np.ndarray | None = None
+
+
+def batches(
+    selection: Draws | Pass, size: int, batch_size: int, rng: np.random.Generator
+) -> list[np.ndarray] | np.ndarray:
+    """Returns the ids of each batch: `ceil(size / batch_size)` of them for `Draws`."""
+    if isinstance(selection, Pass):
+        order = rng.permutation(selection.ids).astype(np.int32)
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    steps = -(-size // batch_size)
+    return draw(selection.weights, size, batch_size, steps, rng)
+
+
+def draw(
+    weights: np.ndarray | None, size: int, batch_size: int, steps: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws `steps` batches, without replacement within each, of shape `(steps, batch_size)`.
+
+    Samples of one weight form a bucket. A draw is a bucket, by its share of all weight, and then
+    one of its members, evenly; one that is already in the batch is drawn again. That is the
+    distribution of drawing one after another without replacement, at the cost of the batch and not
+    of all samples: where weights come from votes there are few buckets, and finding one of n takes
+    log n comparisons.
+    """
+    if weights is None:
+        weights = np.ones(size)
+    positive = int((weights > 0).sum())
+    if not np.isfinite(weights).all() or (weights < 0).any() or positive < batch_size:
+        raise ValueError(
+            f"`weights` must be finite, at least 0, and above 0 for {batch_size} samples, which a "
+            f"batch holds. Received: {weights.min()} to {weights.max()}, {positive} above 0"
+        )
+    sampler = _Buckets(weights)
+    drawn = sampler.draw(rng, steps * batch_size).reshape(steps, batch_size)
+    ordered = np.sort(drawn, axis=1)
+    for step in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(axis=1)):
+        drawn[step] = _without_repeats(drawn[step], weights, sampler, rng)
+    return drawn
+
+
+class _Buckets:
+    """The samples by their weight."""
+
+    def __init__(self, weights: np.ndarray) -> None:
+        values, bucket, self._sizes = np.unique(weights, return_inverse=True, return_counts=True)
+        if len(values) <= 1 << 16:
+            bucket = bucket.astype(np.uint16)  # NumPy sorts 16 bits by radix, in linear time
+        self._members = np.argsort(bucket, kind="stable").astype(np.int32)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._cumulated = np.cumsum(values * self._sizes)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        point = rng.random(count) * self._cumulated[-1]
+        # Rounding may put a point at the very end, where only the last bucket can be meant.
+        bucket = np.searchsorted(self._cumulated[:-1], point, side="right")
+        member = (rng.random(count) * self._sizes[bucket]).astype(np.int64)
+        return self._members[self._starts[bucket] + member]
+
+
+def _without_repeats(
+    batch: np.ndarray, weights: np.ndarray, sampler: _Buckets, rng: np.random.Generator
+) -> np.ndarray:
+    wanted = len(batch)
+    for _ in range(_ROUNDS):
+        _, first = np.unique(batch, return_index=True)
+        batch = batch[np.sort(first)]
+        if len(batch) >= wanted:
+            return batch[:wanted]
+        batch = np.concatenate([batch, sampler.draw(rng, 2 * (wanted - len(batch)))])
+    # Few samples hold nearly all weight. The largest of ln(weight) + Gumbel noise are a draw
+    # without replacement too; it looks at all samples.
+    _, first = np.unique(batch, return_index=True)
+    batch = batch[np.sort(first)][:wanted]
+    with np.errstate(divide="ignore"):
+        keys = np.log(weights) + rng.gumbel(size=len(weights))
+    keys[batch] = -np.inf
+    missing = wanted - len(batch)
+    rest = np.argpartition(-keys, missing - 1)[:missing] if missing else batch[:0]
+    return np.concatenate([batch, rest[np.argsort(-keys[rest])]]).astype(np.int32)

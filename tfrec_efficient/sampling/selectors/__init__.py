@@ -1,0 +1,1 @@
+"""One batch selector a file."""
