@@ -11,13 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.sampling._source import UNKNOWN
+
 # Steps that are recorded before they are read.
 CAPACITY = 256
 
-# Instead of an observation: the prediction is not finite, or no probability, or the label no class.
-NOT_FINITE, NO_PROBABILITY, NO_CLASS = -1.0, -2.0, -3.0
-# Checksums are exact in float32.
-_MODULUS = 1 << 24
+# Instead of an observation: the prediction is not finite, or no probability.
+NOT_FINITE, NO_PROBABILITY = -1.0, -2.0
+# Instead of a label, in rows that are wider than their batch.
+_NOTHING = -9.0
 
 
 class Recorder:
@@ -25,27 +27,25 @@ class Recorder:
 
     There is no second forward pass: the model's `call` is intercepted during `train_step`, or,
     where `train_step` never calls the model itself, its `compute_loss`. The variables belong to no
-    model. There is one for each replica, of `CAPACITY` rows: the number of samples, the checksum of
-    their labels, the number of classes, and an entry for each sample.
+    model. There is one for each replica, with the observations and the labels of each step.
 
     Attributes:
-        classes: The number of classes of the model's output, known after the first step is traced.
+        classes: The number of classes of the model's output, known when a step has been traced.
     """
-
-    _COLUMNS = 3
 
     def __init__(
         self, model: keras.Model, observes: str, batch_size: int, from_logits: bool
     ) -> None:
         self._model = model
         self._observe = functools.partial(_OBSERVE[observes], from_logits=from_logits)
+        self.classes: int | None = None
         self._step = threading.local()
         strategy = model.distribute_strategy
         replicas = strategy.num_replicas_in_sync
         self._capacity = max(CAPACITY, 2 * model.steps_per_execution)
         self._width = math.ceil(batch_size / replicas)
         # One row more takes what does not fit.
-        shape = (self._capacity + 1, self._COLUMNS + self._width)
+        shape = (self._capacity + 1, 2, self._width)
         # In a thread of its own, where no scope of a strategy makes mirrored variables of them.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             make = functools.partial(tf.Variable, trainable=False)
@@ -82,23 +82,14 @@ class Recorder:
         for written in self._written:
             written.assign(0)
 
-    def read(self) -> list[tuple[np.ndarray, list[tuple[int, int]], int]]:
-        """Returns the observations of each step since `clear`, and clears.
-
-        Each is the values of its samples in order, the size and label checksum of the part of each
-        replica, and the number of classes.
-        """
+    def read(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns observations and labels of each step since `clear`, by sample, and clears."""
         steps = int(self._written[0])
-        rows = np.stack([rows[: min(steps, self._capacity)].numpy() for rows in self._rows], axis=1)
         if steps > self._capacity:
             raise RuntimeError("Steps were lost: more ran in one execution than there is room for.")
+        rows = np.concatenate([rows[:steps].numpy() for rows in self._rows], axis=2)
         self.clear()
-        recorded = []
-        for step in rows:
-            parts = [(int(row[0]), int(row[1])) for row in step]
-            values = [row[self._COLUMNS :][: int(row[0])] for row in step]
-            recorded.append((np.concatenate(values), parts, int(step[0, 2])))
-        return recorded
+        return [(values[labels != _NOTHING], labels[labels != _NOTHING]) for values, labels in rows]
 
     def _wrap_train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(data: Any) -> Any:
@@ -138,16 +129,16 @@ class Recorder:
         self._step.is_recorded = True
         y, y_pred = _check(y, y_pred)
         replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
-        classes = max(2, y_pred.shape[-1])
-        count = tf.shape(y_pred)[0]
-        values = self._observe(y, tf.cast(y_pred, tf.float32))
-        about = tf.stack([tf.cast(count, tf.float32), _checksum(y), float(classes)])
-        room = tf.zeros([self._width])
-        row = tf.concat([about, values, room], axis=0)[: self._COLUMNS + self._width]
-        written, rows = self._written[replica], self._rows[replica]
+        self.classes = max(2, y_pred.shape[1])
+        observed = tf.stack([self._observe(y, tf.cast(y_pred, tf.float32)), _classes_of(y)])
+        observed = observed[:, : self._width]
+        room = [[0, 0], [0, self._width - tf.shape(observed)[1]]]
+        row = tf.pad(observed, room, constant_values=_NOTHING)
+        # Without it a step that finds its iterator at the end would count, too.
         with tf.control_dependencies([row]):
-            step = written.assign_add(1, read_value=True) - 1
-            rows.scatter_update(tf.IndexedSlices(row, tf.minimum(step, self._capacity)))
+            step = self._written[replica].assign_add(1) - 1
+        step = tf.minimum(step, self._capacity)
+        self._rows[replica].scatter_update(tf.IndexedSlices(row, step))
 
 
 def _check(y: Any, y_pred: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -176,52 +167,37 @@ def _check(y: Any, y_pred: Any) -> tuple[tf.Tensor, tf.Tensor]:
     return y, y_pred
 
 
-def _checksum(y: tf.Tensor) -> tf.Tensor:
-    """A number that changes with labels and their order; -1 if some label belongs to no class."""
-    is_known = tf.constant(True)
-    if y.shape.rank == 2:
-        ones = tf.reduce_sum(tf.cast(tf.equal(y, 1), tf.int32), axis=1)
-        others = tf.reduce_sum(tf.cast(tf.not_equal(y, 0), tf.int32), axis=1)
-        is_known = tf.reduce_all((ones == 1) & (others == 1))
-        y = tf.argmax(y, axis=1)
-    y = tf.cast(y, tf.int64)
-    places = tf.range(1, tf.shape(y, tf.int64)[0] + 1)
-    total = tf.reduce_sum((y + 1) * places) % _MODULUS
-    return tf.where(is_known, tf.cast(total, tf.float32), -1.0)
+def _classes_of(y: tf.Tensor) -> tf.Tensor:
+    """Class numbers of labels, as float32, of shape `(batch,)`; `UNKNOWN` for soft labels."""
+    if y.shape.rank == 1:
+        return tf.cast(y, tf.float32)
+    is_one = tf.equal(y, 1)
+    ones = tf.reduce_sum(tf.cast(is_one, tf.int32), axis=1)
+    others = tf.reduce_sum(tf.cast(tf.not_equal(y, 0), tf.int32), axis=1)
+    label = tf.cast(tf.argmax(y, axis=1), tf.float32)
+    return tf.where((ones == 1) & (others == 1), label, float(UNKNOWN))
 
 
-def agree(parts: list[tuple[int, int]], labels: np.ndarray) -> bool:
-    """Whether the recorded size and checksum of each replica's part fit a batch's labels."""
-    if sum(count for count, _ in parts) != len(labels):
-        return False
-    start = 0
-    for count, recorded in parts:
-        own = labels[start : start + count].astype(np.int64)
-        start += count
-        if recorded >= 0 and (own >= 0).all():
-            total = ((own + 1) * np.arange(1, count + 1)).sum() % _MODULUS
-            if total != recorded:
-                return False
-    return True
-
-
-def check_values(values: np.ndarray, ids: np.ndarray, classes: int) -> None:
-    """Raises an error that names the first sample whose prediction cannot be used."""
-    faults = np.flatnonzero(~(values >= 0))
-    if not len(faults):
+def check_values(values: np.ndarray, labels: np.ndarray, ids: np.ndarray, classes: int) -> None:
+    """Raises an error that names the first sample that cannot be used."""
+    # NaN is not at least 0 either.
+    is_right = (values >= 0) & (labels < classes) & ((labels >= 0) | (labels == UNKNOWN))
+    if is_right.all():
         return
-    at = int(ids[faults[0]])
-    if values[faults[0]] == NO_PROBABILITY:
+    at = int(np.argmin(is_right))
+    if values[at] == NOT_FINITE:
+        raise ValueError(
+            f"Predictions must be finite. Received: NaN or infinity for sample {ids[at]}"
+        )
+    if values[at] == NO_PROBABILITY:
         raise ValueError(
             "Predictions must be probabilities unless `from_logits=True`. "
-            f"Received: one outside of [0, 1] for sample {at}"
+            f"Received: one outside of [0, 1] for sample {ids[at]}"
         )
-    if values[faults[0]] == NO_CLASS:
-        raise ValueError(
-            f"Labels must be in `[0, {classes})`, the classes of the model's output. "
-            f"Received: another one for sample {at}"
-        )
-    raise ValueError(f"Predictions must be finite. Received: NaN or infinity for sample {at}")
+    raise ValueError(
+        f"Labels must be in `[0, {classes})`, the classes of the model's output. "
+        f"Received: {int(labels[at])} for sample {ids[at]}"
+    )
 
 
 def _probabilities(y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
@@ -237,12 +213,12 @@ def _observe_label(y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Ten
         label = tf.argmax(y_pred, axis=1)
     else:
         label = y_pred[:, 0] >= (0.0 if from_logits else 0.5)
-    return _or_fault(tf.cast(label, tf.float32), y, y_pred, from_logits)
+    return _or_fault(tf.cast(label, tf.float32), y_pred, from_logits)
 
 
 def _observe_probability(y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
     found = _of_label(y, _probabilities(y_pred, from_logits))
-    return _or_fault(tf.clip_by_value(found, 0.0, 1.0), y, y_pred, from_logits)
+    return _or_fault(tf.clip_by_value(found, 0.0, 1.0), y_pred, from_logits)
 
 
 def _observe_loss(y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
@@ -252,7 +228,7 @@ def _observe_loss(y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tens
         logs = tf.nn.log_softmax(y_pred)
     else:
         logs = tf.math.log_sigmoid(tf.concat([-y_pred, y_pred], axis=1))
-    return _or_fault(tf.maximum(-_of_label(y, logs), 0.0), y, y_pred, from_logits)
+    return _or_fault(tf.maximum(-_of_label(y, logs), 0.0), y_pred, from_logits)
 
 
 _OBSERVE = {"label": _observe_label, "probability": _observe_probability, "loss": _observe_loss}
@@ -265,13 +241,8 @@ def _of_label(y: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(y, values.dtype) * values, axis=1)
 
 
-def _or_fault(value: tf.Tensor, y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
-    """`value`, or what is wrong with a sample, all of which are below zero."""
-    classes = max(2, y_pred.shape[1])
-    if y.shape.rank == 1:
-        value = tf.where(
-            (y < tf.cast(0, y.dtype)) | (tf.cast(y, tf.int64) >= classes), NO_CLASS, value
-        )
+def _or_fault(value: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
+    """`value`, or what is wrong with a prediction, which is below zero."""
     if not from_logits:
         outside = (y_pred < -1e-3) | (y_pred > 1 + 1e-3)
         value = tf.where(tf.reduce_any(outside, axis=1), NO_PROBABILITY, value)

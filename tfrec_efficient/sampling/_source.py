@@ -1,6 +1,6 @@
 """Where a selector's samples come from: arrays, a random-access source, or a `tf.data.Dataset`."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import keras
@@ -18,46 +18,45 @@ class Source:
 
     Attributes:
         size: The number of samples.
-        signature: `tf.TensorSpec`s of a batch `(x, y)` or `(x, y, sample_weight)`.
-        labels: The class of each sample, of shape `(size,)`, `UNKNOWN` where it is.
+        labels: The class of each sample, of shape `(size,)`; `UNKNOWN` where it is of none, or in a
+            random-access source was not fetched so far.
     """
 
     def __init__(self, x: Any, y: Any, sample_weight: Any) -> None:
-        self._samples: Any
+        self._parts: Any = None
         if isinstance(x, tf.data.Dataset):
             _refuse_y(y, sample_weight, "a `tf.data.Dataset`")
-            x = _read(x)
-            self._samples, self.size = x, len(keras.tree.flatten(x)[0])
-        elif y is None and hasattr(x, "__getitem__") and not isinstance(x, (np.ndarray, tuple)):
+            self._parts = _read(x)
+        elif y is None and _is_random_access(x):
             _refuse_y(y, sample_weight, "a random-access source")
-            self._samples, self.size = None, len(x)
-            self._source = x
+            self._random_access = x
+        elif y is None:
+            raise ValueError("`y` must be labels, one for each sample of `x`. Received: y=None")
         else:
-            if y is None:
-                raise ValueError("`y` must be an array of labels, one for each sample of `x`.")
             parts = (x, y) if sample_weight is None else (x, y, sample_weight)
-            parts = keras.tree.map_structure(np.asarray, parts)
-            self._samples, self.size = parts, _common_length(parts)
+            self._parts = keras.tree.map_structure(np.asanyarray, parts)
+        self.size = _common_length(self._parts) if self._parts is not None else len(x)
         if not self.size:
-            raise ValueError("`x` must hold at least one sample. Received: 0")
+            raise ValueError("`x` must hold at least one sample. Received: none")
 
-        first = self.fetch(np.zeros(1, np.int32))
-        if len(first) not in (2, 3):
+        first = self._fetch(np.zeros(1, np.int32))
+        if not isinstance(first, tuple) or len(first) not in (2, 3):
             raise ValueError(
-                f"Samples must be `(x, y)` or `(x, y, sample_weight)`. Received: {len(first)} parts"
+                "Samples must be tuples `(x, y)` or `(x, y, sample_weight)`. Received: "
+                f"{keras.tree.map_structure(lambda array: array.shape, first)}"
             )
         if not isinstance(first[1], np.ndarray):
             raise ValueError(
                 "`y` must be one array of labels; selection watches one output. "
                 f"Received: {type(first[1]).__name__}"
             )
-        self.signature = keras.tree.map_structure(
+        labels = to_classes(first[1] if self._parts is None else self._parts[1])
+        self._signature = keras.tree.map_structure(
             lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), first
         )
-        if self._samples is None:
+        if self._parts is None:
             self.labels = np.full(self.size, UNKNOWN, np.int32)
         else:
-            labels = to_classes(self._samples[1])
             self.labels = labels.astype(np.min_scalar_type(-int(labels.max(initial=0)) - 1))
 
     def is_like(self, other: "Source") -> bool:
@@ -67,16 +66,33 @@ class Source:
         is_known = (self.labels != UNKNOWN) & (other.labels != UNKNOWN)
         return np.array_equal(self.labels[is_known], other.labels[is_known])
 
-    def fetch(self, ids: np.ndarray) -> tuple[Any, ...]:
-        """The batch of the samples `ids`."""
-        if self._samples is not None:
-            return keras.tree.map_structure(lambda array: array[ids], self._samples)
-        batch = keras.tree.map_structure(np.asarray, self._source[ids])
-        if not isinstance(batch, tuple):
-            raise ValueError(
-                "A random-access source must return a tuple for an array of ids. "
-                f"Received: {type(batch).__name__}"
-            )
+    def batch(self, ids: tf.Tensor) -> Any:
+        """The batch `(x, y)` or `(x, y, sample_weight)` of some ids, in the graph of a dataset."""
+        flat = keras.tree.flatten(self._signature)
+        if self._parts is not None and not self._is_on_disk():
+            tensors = self._tensors()
+            return keras.tree.map_structure(lambda tensor: tf.gather(tensor, ids), tensors)
+
+        def fetch(ids: np.ndarray) -> list[np.ndarray]:
+            return keras.tree.flatten(self._fetch(ids))
+
+        arrays = tf.numpy_function(fetch, [ids], [spec.dtype for spec in flat])
+        for array, spec in zip(arrays, flat, strict=True):
+            array.set_shape(spec.shape)
+        return keras.tree.pack_sequence_as(self._signature, arrays)
+
+    @functools.cache  # noqa: B019 - one source, which lives as long as its dataset
+    def _tensors(self) -> Any:
+        with tf.init_scope(), tf.device("CPU"):
+            return keras.tree.map_structure(tf.convert_to_tensor, self._parts)
+
+    def _is_on_disk(self) -> bool:
+        return any(isinstance(array, np.memmap) for array in keras.tree.flatten(self._parts))
+
+    def _fetch(self, ids: np.ndarray) -> Any:
+        if self._parts is not None:
+            return keras.tree.map_structure(lambda array: np.asarray(array[ids]), self._parts)
+        batch = keras.tree.map_structure(np.asarray, self._random_access[ids])
         lengths = {len(array) if array.ndim else 0 for array in keras.tree.flatten(batch)}
         if lengths != {len(ids)}:
             raise ValueError(
@@ -86,6 +102,11 @@ class Source:
         if hasattr(self, "labels"):
             self.labels[ids] = to_classes(batch[1])
         return batch
+
+
+def _is_random_access(x: Any) -> bool:
+    is_array = isinstance(x, (np.ndarray, tf.Tensor, list, tuple, dict))
+    return not is_array and hasattr(x, "__getitem__") and hasattr(x, "__len__")
 
 
 def to_classes(y: np.ndarray) -> np.ndarray:
@@ -117,7 +138,7 @@ def _refuse_y(y: Any, sample_weight: Any, of: str) -> None:
         raise ValueError(f"`y` and `sample_weight` must be part of the samples of {of}.")
 
 
-def _common_length(parts: Sequence[Any]) -> int:
+def _common_length(parts: Any) -> int:
     arrays = keras.tree.flatten(parts)
     lengths = {len(array) if array.ndim else 0 for array in arrays}
     if len(lengths) != 1:

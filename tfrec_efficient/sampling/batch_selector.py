@@ -18,6 +18,7 @@ from tfrec_efficient.sampling import _draw
 from tfrec_efficient.sampling import _plot
 from tfrec_efficient.sampling import _recorder
 from tfrec_efficient.sampling._memory import Memory
+from tfrec_efficient.sampling._source import UNKNOWN
 from tfrec_efficient.sampling._source import Source
 
 
@@ -85,7 +86,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         self._planning = threading.Lock()  # threads of tf.data ask for the plan, too
         self._recorder: _recorder.Recorder | None = None
         self._is_in_epoch = False
-        self._is_fetched = False
+        self._is_begun = False
         self._steps_read = 0
         self._writer: Any = None
         self._silence = contextlib.ExitStack()
@@ -201,22 +202,26 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             )
         self._source = source
 
-        signature = source.signature
-        if self.gives_sample_weight:
-            signature = (*signature[:2], tf.TensorSpec([None], tf.float32))
-        flat = keras.tree.flatten(signature)
+        def epoch(_: tf.Tensor) -> tf.data.Dataset:
+            kinds = [tf.int64, tf.int32, tf.float32]
+            steps, ids, factors = tf.numpy_function(self._begin, [], kinds)
+            for values in (ids, factors):
+                values.set_shape([None])
+
+            def fetch(step: tf.Tensor) -> Any:
+                begin, end = step * self.batch_size, (step + 1) * self.batch_size
+                batch = source.batch(ids[begin:end])
+                if not self.gives_sample_weight:
+                    return batch
+                factor = factors[begin:end]
+                if len(batch) == 3:
+                    factor *= tf.cast(batch[2], tf.float32)
+                return (*batch[:2], factor)
+
+            return tf.data.Dataset.range(steps).map(fetch)
+
+        dataset = tf.data.Dataset.from_tensors(0).flat_map(epoch)
         most = -(-source.size // self.batch_size)
-
-        def fetch(step: tf.Tensor) -> Any:
-            parts = tf.numpy_function(self._fetch, [step], [spec.dtype for spec in flat])
-            for part, spec in zip(parts, flat, strict=True):
-                part.set_shape(spec.shape)
-            return keras.tree.pack_sequence_as(signature, parts)
-
-        def steps(_: tf.Tensor) -> tf.data.Dataset:
-            return tf.data.Dataset.range(tf.numpy_function(self._count_steps, [], tf.int64))
-
-        dataset = tf.data.Dataset.from_tensors(0).flat_map(steps).map(fetch)
         if isinstance(self.select(self._epochs_done + 1), _draw.Draws):
             return dataset.apply(tf.data.experimental.assert_cardinality(most)).prefetch(2)
         dataset = dataset.prefetch(2)
@@ -247,22 +252,17 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 self._plan = _Plan(batches, sample_weight, normalize)
             return self._plan
 
-    def _count_steps(self) -> np.int64:
-        return np.int64(len(self._planned().batches))
-
-    def _fetch(self, step: np.int64) -> list[np.ndarray]:
-        """Returns a batch as a flat list."""
-        self._is_fetched = True
+    def _begin(self) -> tuple[np.int64, np.ndarray, np.ndarray]:
+        """Begins an iteration of the dataset: its steps, and the ids and weights of all of them."""
+        self._is_begun = True
         plan = self._planned()
-        ids = plan.batches[step % len(plan.batches)]  # beyond it: of an iteration that was left
-        batch = self._of_dataset().fetch(ids)
+        factors = []
         if plan.sample_weight is not None:
-            weight = plan.sample_weight[ids]
-            if plan.normalize_batch:
-                weight = weight * (len(weight) / weight.sum())
-            given = batch[2] if len(batch) == 3 else 1.0
-            batch = (*batch[:2], np.asarray(weight * given, np.float32))
-        return keras.tree.flatten(batch)
+            for ids in plan.batches:
+                factor = plan.sample_weight[ids]
+                factors.append(factor / factor.mean() if plan.normalize_batch else factor)
+        ids = np.concatenate(list(plan.batches), dtype=np.int32)
+        return np.int64(len(plan.batches)), ids, np.concatenate([*factors, []], dtype=np.float32)
 
     # ---- The callback.
 
@@ -284,7 +284,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         del epoch, logs
         self._recording().clear()
-        self._steps_read, self._is_fetched, self._is_in_epoch = 0, False, True
+        self._steps_read, self._is_begun, self._is_in_epoch = 0, False, True
         planned = len(self._planned().batches)
         steps = self.params.get("steps")
         most = -(-len(self.labels) // self.batch_size)
@@ -302,7 +302,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         del logs
-        if not self._is_fetched:
+        if not self._is_begun:
             raise ValueError(
                 "`fit` must be given the dataset that this selector returned. Received: another one"
             )
@@ -345,7 +345,8 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
     def _read(self) -> None:
         """Puts into the memory what was recorded since the last time."""
         batches, labels = self._planned().batches, self.labels
-        for values, parts, classes in self._recording().read():
+        recorder = self._recording()
+        for values, given in recorder.read():
             if self._steps_read >= len(batches):
                 raise ValueError(
                     f"An epoch must have the {len(batches)} steps that the selector planned. "
@@ -353,19 +354,25 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 )
             ids = batches[self._steps_read]
             self._steps_read += 1
-            if not _recorder.agree(parts, labels[ids]):
+            known = labels[ids]
+            is_same = (
+                len(given) == len(ids)
+                and ((given == known) | (given == UNKNOWN) | (known == UNKNOWN)).all()
+            )
+            if not is_same:
                 raise ValueError(
                     "Batches must reach the model as the selector made them, in their order and "
-                    f"with their labels. Received: {len(values)} other samples in step "
+                    f"with their labels. Received: {len(given)} other samples in step "
                     f"{self._steps_read}"
                 )
-            _recorder.check_values(values, ids, classes)
-            if self._classes not in (None, classes):
+            assert recorder.classes, "a step was recorded, so one was traced"
+            _recorder.check_values(values, given, ids, recorder.classes)
+            if self._classes not in (None, recorder.classes):
                 raise ValueError(
-                    f"The model must have as many outputs as before, {self._classes}. "
-                    f"Received: {classes}"
+                    f"The model must have as many classes as before, {self._classes}. "
+                    f"Received: {recorder.classes}"
                 )
-            self._classes = classes
+            self._classes = recorder.classes
             self.memory.append(ids, values)
 
     def _end_epoch(self) -> None:
