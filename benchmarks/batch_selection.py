@@ -13,6 +13,7 @@ against training time, and `results.json` with all cells.
 """
 
 import argparse
+import functools
 import gzip
 import json
 import os
@@ -59,6 +60,7 @@ SELECTORS = make_selector(None, 0, 0, 0)
 # ---- Data.
 
 
+@functools.cache
 def load(data):
     """Returns standardized images and labels: of training, then of test."""
     base = os.environ.get("TFREC_DATA_DIR")

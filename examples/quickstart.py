@@ -1,13 +1,16 @@
 """Trains, exports and serves a click model on MovieLens-100K, in under two minutes on two cores.
 
-    python examples/quickstart.py [SEED]
+    python examples/quickstart.py [SEED] [--selector recency]
 
 A rating of 4 or more is a click. The last fifth of each user's ratings, by time, is the test set.
 A user, an item and the item's genres meet in a small factorization machine over `EmbeddingBag`s:
 
     logit = bias[user] + bias[item] + vector[user] . (vector[item] + mean(vector[genres]))
+
+With `--selector recency` the callback `RecencyBias` chooses what each epoch shows.
 """
 
+import argparse
 import subprocess
 import sys
 
@@ -18,7 +21,12 @@ from learning_curve import draw
 
 import tfrec_efficient as tfrec
 
-keras.utils.set_random_seed(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("seed", type=int, nargs="?", default=0)
+parser.add_argument("--selector", choices=["shuffle", "recency"], default="shuffle")
+asked = parser.parse_args()
+keras.utils.set_random_seed(asked.seed)
+epochs = 13
 output = "quickstart_output"
 
 # ---- Raw features, and the rows to train and to test on.
@@ -42,10 +50,14 @@ def encode(user_id, item_id, genres):
     return {"user": users(user_id), "item": items(item_id), "genres": kinds(genres)}
 
 
-def batches(rows):
-    """Returns a dataset of (ids, clicks), in a new order each epoch."""
-    data = tf.data.Dataset.from_tensor_slices(({k: v[rows] for k, v in raw.items()}, clicks[rows]))
-    return data.shuffle(len(rows)).batch(256).map(lambda x, y: (encode(**x), y)).prefetch(2)
+def batches(rows, selector=None):
+    """Returns a dataset of (ids, clicks), in a new order each epoch or as `selector` wants it."""
+    samples = {name: values[rows] for name, values in raw.items()}, clicks[rows]
+    if selector:
+        data = selector.dataset(*samples)
+    else:
+        data = tf.data.Dataset.from_tensor_slices(samples).shuffle(len(rows)).batch(256)
+    return data.map(lambda x, y: (encode(**x), y)).prefetch(2)
 
 
 # ---- The model.
@@ -59,7 +71,12 @@ logit += tfrec.EmbeddingBag(users.vocabulary_size(), 1, combiner=None)(ids["user
 logit += tfrec.EmbeddingBag(items.vocabulary_size(), 1, combiner=None)(ids["item"])
 model = keras.Model(ids, keras.ops.sigmoid(logit))
 model.compile(keras.optimizers.Adam(2e-3), "bce", metrics=[keras.metrics.AUC(2000, name="auc")])
-history = model.fit(batches(train), validation_data=batches(test), epochs=13, shuffle=False).history
+if asked.selector == "recency":
+    selector = tfrec.RecencyBias(256, epochs, warmup_epochs=4, seed=asked.seed)
+    given = {"x": batches(train, selector), "callbacks": [selector]}
+else:
+    given = {"x": batches(train)}
+history = model.fit(**given, validation_data=batches(test), epochs=epochs, shuffle=False).history
 
 
 # ---- The honest baseline: how much this user clicks, and how much this item is clicked.

@@ -39,6 +39,12 @@ def attach(model: keras.Model, selector: Any) -> None:
     vars(model)[_NAME] = _State(selector)
 
 
+def attached(model: keras.Model) -> Any:
+    """The selector whose state Keras saves with `model`, or None."""
+    state = vars(model).get(_NAME)
+    return state.selector if isinstance(state, _State) else None
+
+
 def detach(model: keras.Model) -> None:
     """Undoes `attach`."""
     vars(model).pop(_NAME, None)

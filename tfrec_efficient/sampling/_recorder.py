@@ -52,24 +52,23 @@ class Recorder:
             self._rows = list(thread.map(make, [tf.zeros(shape)] * replicas))
             self._written = list(thread.map(make, [tf.zeros((), tf.int64)] * replicas))
 
-        self._originals = {
-            name: getattr(model, name) for name in ("train_step", "call", "compute_loss")
+        wraps = {
+            "train_step": self._wrap_train_step,
+            "call": self._wrap_call,
+            "compute_loss": self._wrap_compute_loss,
         }
         # Past __setattr__, with which Keras tracks what belongs to the model.
-        vars(model).update(
-            train_step=self._wrap_train_step(self._originals["train_step"]),
-            call=self._wrap_call(self._originals["call"]),
-            compute_loss=self._wrap_compute_loss(self._originals["compute_loss"]),
-        )
-        model.train_function = None  # traced anew, with the recording
+        self._before = {name: vars(model).get(name) for name in wraps}
+        vars(model).update({name: wrap(getattr(model, name)) for name, wrap in wraps.items()})
+        model.make_train_function(force=True)  # `fit` has just made one, without the recording
 
     def detach(self) -> None:
         """Leaves the model as it was."""
-        for name, original in self._originals.items():
-            if getattr(original, "__self__", None) is self._model:
+        for name, before in self._before.items():
+            if before is None:
                 del vars(self._model)[name]
             else:
-                vars(self._model)[name] = original
+                vars(self._model)[name] = before
         self._model.train_function = None
 
     @property
@@ -92,8 +91,12 @@ class Recorder:
         return [(values[labels != _NOTHING], labels[labels != _NOTHING]) for values, labels in rows]
 
     def _wrap_train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        # If it is a `tf.function`, what it traces would outlive this recorder.
+        original = getattr(original, "python_function", original)
+
         def train_step(data: Any) -> Any:
             _, self._step.y, _ = keras.utils.unpack_x_y_sample_weight(data)
+            self._step.graph = tf.compat.v1.get_default_graph()
             self._step.is_recorded = False
             try:
                 return original(data)
@@ -106,9 +109,7 @@ class Recorder:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             y_pred = original(*args, **kwargs)
-            # A model that is not built yet is called by Keras once more, only to be built.
-            if self._model.built:
-                self._record(y_pred)
+            self._record(y_pred)
             return y_pred
 
         return call
@@ -125,6 +126,10 @@ class Recorder:
         """Writes a row, once in each training step."""
         y = getattr(self._step, "y", None)
         if y is None or self._step.is_recorded or y_pred is None:
+            return
+        # In another graph the model is being built by Keras, or it is called in a `tf.function` of
+        # the user, which would keep the recording for ever.
+        if tf.compat.v1.get_default_graph() is not self._step.graph:
             return
         self._step.is_recorded = True
         y, y_pred = _check(y, y_pred)

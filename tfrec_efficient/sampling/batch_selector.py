@@ -6,6 +6,7 @@ import dataclasses
 import json
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -267,22 +268,28 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
     # ---- The callback.
 
     def set_model(self, model: keras.Model) -> None:
-        """Prepares `model` to record its predictions; `fit` calls it before it traces a step."""
+        """Has the state saved and loaded with `model`."""
         super().set_model(model)
         self._of_dataset()
-        self._silence.close()
-        _checkpoint.attach(model, self)
-        self._recorder = _recorder.Recorder(
-            model, self.memory.observes, self.batch_size, self.from_logits
-        )
+        before = _checkpoint.attached(model)
+        if before is not None:
+            before._leave()  # a `fit` was interrupted
+        _checkpoint.attach(model, self)  # now, so that other callbacks can load the state
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         del logs
+        self._recorder = _recorder.Recorder(
+            self.model, self.memory.observes, self.batch_size, self.from_logits
+        )
         if self.log_dir and self._writer is None:
             self._writer = tf.summary.create_file_writer(self.log_dir)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         del epoch, logs
+        with self._leaving_on_error():
+            self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
         self._recording().clear()
         self._steps_read, self._is_begun, self._is_in_epoch = 0, False, True
         planned = len(self._planned().batches)
@@ -295,48 +302,63 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 "samples in the model or in their source. Received: a dataset of unknown size, "
                 f"{planned} steps now and up to {most} later"
             )
-        if planned < most:
+        if planned < most or steps is None:
             # Keras warns that an epoch ends early, which is what a selector may wish.
             self._silence.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         del logs
-        if not self._is_begun:
-            raise ValueError(
-                "`fit` must be given the dataset that this selector returned. Received: another one"
-            )
         ahead = self.model.steps_per_execution
         if batch < ahead or batch + 1 - self._steps_read + ahead > self._recording().capacity:
-            self._read()
-            if not self._steps_read:
-                raise ValueError(
-                    "The model's `train_step` must call the model, or its `compute_loss`, for its "
-                    "predictions to be seen. Received: a `train_step` that does neither"
-                )
+            with self._leaving_on_error():
+                self._read()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         del epoch
         self._silence.close()
         if self._is_in_epoch:
-            self._read()
-            planned = len(self._planned().batches)
-            if self._steps_read < planned and not self.model.stop_training:
-                raise ValueError(
-                    "`steps_per_epoch` must be None, since an epoch has as many steps as the "
-                    f"selector planned, {planned}. Received: {self._steps_read} steps"
-                )
+            with self._leaving_on_error():
+                self._read()
+                planned = len(self._planned().batches)
+                if self._steps_read < planned and not self.model.stop_training:
+                    raise ValueError(
+                        "`steps_per_epoch` must be None, since an epoch has as many steps as the "
+                        f"selector planned, {planned}. Received: {self._steps_read} steps"
+                    )
             self._end_epoch()
         if logs is not None:
             logs.update({k: v for k, v in self.log[-1].items() if isinstance(v, float)})
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         del logs
-        self._recording().detach()
+        self._leave()
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        del logs
+        if self._recorder is None:  # not the validation of a `fit`
+            self._leave()
+
+    def on_predict_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.on_test_end(logs)
+
+    def _leave(self) -> None:
+        """Leaves the model as it was before `fit`."""
+        self._silence.close()
         _checkpoint.detach(self.model)
-        self._recorder = None
+        if self._recorder is not None:
+            self._recorder.detach()
+            self._recorder = None
         if self._writer is not None:
             self._writer.flush()
+
+    @contextlib.contextmanager
+    def _leaving_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self._leave()
+            raise
 
     def _recording(self) -> _recorder.Recorder:
         assert self._recorder is not None, "callbacks run after set_model"
@@ -344,8 +366,18 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
 
     def _read(self) -> None:
         """Puts into the memory what was recorded since the last time."""
+        if not self._is_begun:
+            raise ValueError(
+                "`fit` must be given the dataset that this selector returned. Received: another one"
+            )
         batches, labels = self._planned().batches, self.labels
         recorder = self._recording()
+        if recorder.classes is None:
+            raise ValueError(
+                "The model's `train_step` must call the model or its `compute_loss`, and not "
+                "within a `tf.function` of its own, for predictions to be seen. Received: a "
+                "`train_step` that does not"
+            )
         for values, given in recorder.read():
             if self._steps_read >= len(batches):
                 raise ValueError(
@@ -365,7 +397,6 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                     f"with their labels. Received: {len(given)} other samples in step "
                     f"{self._steps_read}"
                 )
-            assert recorder.classes, "a step was recorded, so one was traced"
             _recorder.check_values(values, given, ids, recorder.classes)
             if self._classes not in (None, recorder.classes):
                 raise ValueError(
@@ -403,7 +434,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
 
     def export_state(self) -> dict[str, np.ndarray]:
         """All that decides what comes next, as arrays; called by Keras when it saves the model."""
-        if self._is_in_epoch:
+        if self._is_in_epoch and self._recorder is not None:
             self._read()
             # Callbacks before this one save an epoch that has ended, and that Keras counts as such.
             if self._steps_read == len(self._planned().batches):
