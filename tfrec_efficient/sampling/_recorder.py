@@ -34,9 +34,15 @@ class Recorder:
     """
 
     def __init__(
-        self, model: keras.Model, observes: str, batch_size: int, from_logits: bool
+        self,
+        model: keras.Model,
+        observes: str,
+        batch_size: int,
+        from_logits: bool,
+        on_error: Callable[[], None],
     ) -> None:
         self._model = model
+        self._on_error = on_error
         self._observe = functools.partial(_OBSERVE[observes], from_logits=from_logits)
         self.classes: int | None = None
         self._step = threading.local()
@@ -100,6 +106,9 @@ class Recorder:
             self._step.is_recorded = False
             try:
                 return original(data)
+            except Exception:
+                self._on_error()  # no callback is told of it
+                raise
             finally:
                 self._step.y = None
 

@@ -279,7 +279,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         del logs
         self._recorder = _recorder.Recorder(
-            self.model, self.memory.observes, self.batch_size, self.from_logits
+            self.model, self.memory.observes, self.batch_size, self.from_logits, self._leave
         )
         if self.log_dir and self._writer is None:
             self._writer = tf.summary.create_file_writer(self.log_dir)

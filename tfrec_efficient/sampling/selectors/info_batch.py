@@ -67,7 +67,8 @@ class InfoBatch(BatchSelector):
     def select(self, epoch: int) -> Pass:
         loss = self.memory.loss
         everything = np.arange(len(loss))
-        if epoch > self.full_from * self.epochs or np.isnan(loss).all():
+        # Rounding must not take an epoch away: .29 of 100 are 28.999999999999996 in floating point.
+        if epoch > self.full_from * self.epochs + 1e-9 or np.isnan(loss).all():
             return Pass(everything)
         is_learnt = loss < np.nanmean(loss)  # not so where it is unknown
         is_left_out = is_learnt & (self.random(epoch).random(len(loss)) < self.prune_ratio)
