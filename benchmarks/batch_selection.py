@@ -5,11 +5,12 @@
 The protocol is that of Song et al. (CIKM 2020) at the size of two cores: batches of 128, SGD with a
 momentum of .9, a learning rate of .1 that falls to a tenth at half and at three quarters of the
 epochs, weight decay, and for MNIST dropout. For one seed all selectors begin with the same weights,
-and those with a warm-up share it. After each epoch the test error is taken; its time is kept apart from that of training.
+and those with a warm-up share it. After each epoch the test error is taken; its time is kept apart
+from that of training.
 
 A cell is one selector and seed. It writes one JSON file, and a cell that has one is not run again,
 so a run that was stopped goes on where it was. In the end come the table, a picture of the error
-against training time, and `results.json` with all cells.
+against training time, and one JSON file with all cells.
 """
 
 import argparse
