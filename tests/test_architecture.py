@@ -15,6 +15,7 @@ USES = {
     "data": {"ops"},
     "embedding": {"ops"},
     "optimizers": {"ops"},
+    "sampling": set(),
     "testing": set(),
 }
 

@@ -25,9 +25,11 @@ def test_the_names_of_the_house():
     assert public - {"embedding", "version", "testing"} == {
         "EmbeddingBag",
         "EmbeddingBagCollection",
+        "RecencyBias",
         "data",
         "ops",
         "optimizers",
+        "sampling",
     }
     assert tfrec.__version__.count(".") == 2
 

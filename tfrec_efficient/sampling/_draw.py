@@ -39,11 +39,33 @@ def batches(
     selection: Draws | Pass, size: int, batch_size: int, rng: np.random.Generator
 ) -> list[np.ndarray] | np.ndarray:
     """Returns the ids of each batch: `ceil(size / batch_size)` of them for `Draws`."""
+    _check(selection, size)
     if isinstance(selection, Pass):
         order = rng.permutation(selection.ids).astype(np.int32)
         return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     steps = -(-size // batch_size)
     return draw(selection.weights, size, batch_size, steps, rng)
+
+
+def _check(selection: Draws | Pass, size: int) -> None:
+    """Raises an error if what `select` returned does not fit the dataset."""
+    arrays = {"sample_weight": selection.sample_weight}
+    if isinstance(selection, Draws):
+        arrays["weights"] = selection.weights
+    else:
+        ids = selection.ids
+        is_right = ids.ndim == 1 and ids.dtype.kind in "iu" and 0 < len(ids) <= size
+        if not is_right or ids.min() < 0 or ids.max() >= size or len(np.unique(ids)) < len(ids):
+            raise ValueError(
+                f"`Pass.ids` must be one or more different integers in `[0, {size})`. "
+                f"Received: {ids.dtype} of shape {ids.shape}, {ids[:5]}"
+            )
+    for name, array in arrays.items():
+        if array is not None and array.shape != (size,):
+            raise ValueError(
+                f"`{type(selection).__name__}.{name}` must have the shape ({size},). "
+                f"Received: {array.shape}"
+            )
 
 
 def draw(
@@ -77,7 +99,14 @@ class _Buckets:
     """The samples by their weight."""
 
     def __init__(self, weights: np.ndarray) -> None:
-        values, bucket, self._sizes = np.unique(weights, return_inverse=True, return_counts=True)
+        # Sorting all samples takes seconds for millions; nearly all of few values are in a part.
+        values = np.unique(weights[:: max(1, len(weights) >> 12)])
+        bucket = np.searchsorted(values, weights)
+        missing = weights[values.take(bucket, mode="clip") != weights]
+        if len(missing):
+            values = np.union1d(values, missing)
+            bucket = np.searchsorted(values, weights)
+        self._sizes = np.bincount(bucket)
         if len(values) <= 1 << 16:
             bucket = bucket.astype(np.uint16)  # NumPy sorts 16 bits by radix, in linear time
         self._members = np.argsort(bucket, kind="stable").astype(np.int32)

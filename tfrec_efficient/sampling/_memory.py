@@ -45,21 +45,27 @@ class LabelHistory(Memory):
     """The last `window` predicted labels of each sample, in a ring buffer.
 
     A label takes one byte up to 255 classes, two up to 65,535; a sample takes one byte more.
-    `zero_padded` counts slots that were never written as votes for class 0.
+    `zero_padded` counts slots that were never written as votes for class 0. `normalize` is that of
+    `tfrec.RecencyBias`.
     """
 
     observes = "label"
     score_name = "uncertainty"
     score_edges = np.linspace(0.0, 1.0, 11)
 
-    def __init__(self, size: int, window: int, zero_padded: bool = False) -> None:
+    def __init__(
+        self, size: int, window: int, zero_padded: bool = False, normalize: str = "classes"
+    ) -> None:
         self.zero_padded = zero_padded
+        self.normalize = normalize
+        self._entropy: np.ndarray | None = None  # until the next vote
         # Slots first: a comparison of two slots then runs over adjacent bytes.
         self._ring = np.zeros((window, size), np.uint8)
         # Votes up to `window`, beyond it `window` plus the slot that is overwritten next.
         self._votes = np.zeros(size, np.uint8 if window < 128 else np.uint32)
 
     def append(self, ids: np.ndarray, values: np.ndarray) -> None:
+        self._entropy = None
         window = len(self._ring)
         needed = np.min_scalar_type(int(values.max(initial=0)))
         if needed.itemsize > self._ring.itemsize:
@@ -83,6 +89,8 @@ class LabelHistory(Memory):
         -sum_y p(y) ln p(y) is ln m - (1/m) sum_j ln c_j. The logarithms are whole multiples of
         2**-32, so that the same votes in another order have exactly the same entropy.
         """
+        if self._entropy is not None:
+            return self._entropy
         window, size = self._ring.shape
         logs = np.zeros(window + 1, np.int64)
         logs[1:] = np.round(np.log(np.arange(1, window + 1)) * 2.0**32)
@@ -104,9 +112,13 @@ class LabelHistory(Memory):
             count = np.maximum(present, 1).astype(np.int64)
             entropy[block] = (logs[count] - total / count) * 2.0**-32
         entropy[votes == 0] = np.nan
-        return np.maximum(entropy, 0.0)
+        self._entropy = np.maximum(entropy, 0.0)
+        return self._entropy
 
     def scores(self, classes: int) -> np.ndarray:
+        """The entropy as a share of the largest."""
+        if self.normalize == "window":
+            classes = min(classes, max(2, len(self._ring)))
         return np.minimum(self.entropy() / np.log(classes), 1.0)  # but for rounding it is
 
     def hardness(self, labels: np.ndarray) -> np.ndarray:
@@ -121,7 +133,7 @@ class LabelHistory(Memory):
         return {"ring": self._ring, "votes": self._votes}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self._ring, self._votes = arrays["ring"], arrays["votes"]
+        self._ring, self._votes, self._entropy = arrays["ring"], arrays["votes"], None
 
 
 class LastLoss(Memory):

@@ -39,10 +39,10 @@ class Recorder:
         observes: str,
         batch_size: int,
         from_logits: bool,
-        on_error: Callable[[], None],
+        on_error: Callable[[], None] | None = None,
     ) -> None:
         self._model = model
-        self._on_error = on_error
+        self._on_error = on_error or self.detach
         self._observe = functools.partial(_OBSERVE[observes], from_logits=from_logits)
         self.classes: int | None = None
         self._step = threading.local()
@@ -62,17 +62,27 @@ class Recorder:
             "train_step": self._wrap_train_step,
             "call": self._wrap_call,
             "compute_loss": self._wrap_compute_loss,
+            "make_train_function": self._wrap_make_train_function,
         }
         # Past __setattr__, with which Keras tracks what belongs to the model.
         self._before = {name: vars(model).get(name) for name in wraps}
         vars(model).update({name: wrap(getattr(model, name)) for name, wrap in wraps.items()})
         model.make_train_function(force=True)  # `fit` has just made one, without the recording
 
+    def _wrap_make_train_function(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def make_train_function(force: bool = False) -> Any:
+            if not force:  # a new `fit`: the one before was interrupted, and told no callback
+                self._on_error()
+                return self._model.make_train_function()
+            return original(force=True)
+
+        return make_train_function
+
     def detach(self) -> None:
         """Leaves the model as it was."""
         for name, before in self._before.items():
             if before is None:
-                del vars(self._model)[name]
+                vars(self._model).pop(name, None)
             else:
                 vars(self._model)[name] = before
         self._model.train_function = None

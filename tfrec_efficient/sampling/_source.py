@@ -70,8 +70,7 @@ class Source:
         """The batch `(x, y)` or `(x, y, sample_weight)` of some ids, in the graph of a dataset."""
         flat = keras.tree.flatten(self._signature)
         if self._parts is not None and not self._is_on_disk():
-            tensors = self._tensors()
-            return keras.tree.map_structure(lambda tensor: tf.gather(tensor, ids), tensors)
+            return keras.tree.map_structure(lambda tensor: tf.gather(tensor, ids), self._tensors)
 
         def fetch(ids: np.ndarray) -> list[np.ndarray]:
             return keras.tree.flatten(self._fetch(ids))
@@ -81,7 +80,7 @@ class Source:
             array.set_shape(spec.shape)
         return keras.tree.pack_sequence_as(self._signature, arrays)
 
-    @functools.cache  # noqa: B019 - one source, which lives as long as its dataset
+    @functools.cached_property
     def _tensors(self) -> Any:
         with tf.init_scope(), tf.device("CPU"):
             return keras.tree.map_structure(tf.convert_to_tensor, self._parts)
@@ -92,7 +91,13 @@ class Source:
     def _fetch(self, ids: np.ndarray) -> Any:
         if self._parts is not None:
             return keras.tree.map_structure(lambda array: np.asarray(array[ids]), self._parts)
-        batch = keras.tree.map_structure(np.asarray, self._random_access[ids])
+        try:
+            batch = keras.tree.map_structure(np.asarray, self._random_access[ids])
+        except (TypeError, IndexError, KeyError) as error:
+            raise ValueError(
+                "A random-access source must return the samples of an integer array of ids. "
+                f"Received: {type(error).__name__}: {error}"
+            ) from error
         lengths = {len(array) if array.ndim else 0 for array in keras.tree.flatten(batch)}
         if lengths != {len(ids)}:
             raise ValueError(
@@ -116,17 +121,25 @@ def to_classes(y: np.ndarray) -> np.ndarray:
         ValueError: `y` has another shape, or labels that are no class.
     """
     if y.ndim == 2 and y.shape[1] > 1:
+        if not (np.isclose(y.sum(axis=1), 1, atol=1e-3) & (y >= 0).all(axis=1)).all():
+            raise ValueError(
+                "Rows of `y` must be one-hot, or shares of classes that sum to 1; several labels "
+                "of one sample are not supported. Received: sums of "
+                f"{y.sum(axis=1).min()} to {y.sum(axis=1).max()}"
+            )
         # A mixture or a smoothed label belongs to no class.
         is_one_hot = ((y == 1).sum(axis=1) == 1) & ((y != 0).sum(axis=1) == 1)
         return np.where(is_one_hot, y.argmax(axis=1), UNKNOWN)
-    if y.ndim == 2:
+    if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "biuf":
         raise ValueError(
             "`y` must be numbers of classes of shape `(samples,)` or `(samples, 1)`, or one-hot of "
             f"shape `(samples, classes)`. Received: {y.dtype} of shape {y.shape}"
         )
-    is_class = (y >= 0) & (y == np.floor(y)) if y.dtype.kind == "f" else y >= 0
+    is_class = y >= 0
+    if y.dtype.kind == "f":
+        is_class &= np.isfinite(y) & (y == np.floor(y))
     if not is_class.all():
         at = int(np.argmin(is_class))
         raise ValueError(f"`y` must be 0 or more, and whole. Received: y[{at}]={y[at]}")
@@ -140,11 +153,16 @@ def _refuse_y(y: Any, sample_weight: Any, of: str) -> None:
 
 def _common_length(parts: Any) -> int:
     arrays = keras.tree.flatten(parts)
-    lengths = {len(array) if array.ndim else 0 for array in arrays}
+    if not all(array.ndim for array in arrays):
+        raise ValueError(
+            "`x`, `y` and `sample_weight` must be arrays, or structures of arrays; a list is a "
+            "structure of what it holds. Received: a structure of numbers"
+        )
+    lengths = {len(array) for array in arrays}
     if len(lengths) != 1:
         raise ValueError(
             "`x`, `y` and `sample_weight` must have the same number of samples. "
-            f"Received: {[len(array) if array.ndim else 0 for array in arrays]}"
+            f"Received: {sorted(lengths)} samples"
         )
     return lengths.pop()
 
@@ -158,6 +176,8 @@ def _read(dataset: tf.data.Dataset) -> Any:
             "`tf.data.experimental.assert_cardinality` tells a size that is known otherwise. "
             f"Received: {'infinite' if size == tf.data.INFINITE_CARDINALITY else 'unknown'} size"
         )
+    if not size:
+        raise ValueError("`x` must hold at least one sample. Received: none")
     for spec in keras.tree.flatten(dataset.element_spec):
         if not isinstance(spec, tf.TensorSpec) or None in spec.shape:
             raise ValueError(

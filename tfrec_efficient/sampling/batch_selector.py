@@ -22,6 +22,9 @@ from tfrec_efficient.sampling._memory import Memory
 from tfrec_efficient.sampling._source import UNKNOWN
 from tfrec_efficient.sampling._source import Source
 
+# Iterations of the dataset without a `fit` that has the selector as a callback, before a warning.
+_SUSPICIOUS = 5
+
 
 @dataclasses.dataclass
 class _Plan:
@@ -39,13 +42,17 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
     and the owner of the dataset that shows the samples.
 
         selector = tfrec.RecencyBias(batch_size=128, epochs=100)
-        model.fit(selector.dataset(x_train, y_train), epochs=100, callbacks=[selector])
+        data = selector.dataset(x_train, y_train)
+        model.fit(data, epochs=100, callbacks=[selector], shuffle=False)
+
+    Without `shuffle=False`, Keras warns that it will not shuffle a dataset.
 
     The batches of an epoch are fixed when it begins, by the seed, the number of epochs that the
     selector has seen before, and its memory. Neither prefetching nor a resumed run changes them.
 
     A subclass implements `make_memory` and `select`, and so is a page of maths;
-    `tfrec.sampling.RandomBatches` is the shortest.
+    `tfrec.sampling.RandomBatches` is the shortest. One whose `select` gives factors of the loss
+    sets `gives_sample_weight`.
 
     Args:
         batch_size: Samples in a batch, over all replicas.
@@ -72,8 +79,8 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         log_dir: str | None = None,
     ) -> None:
         super().__init__()
-        check("batch_size", batch_size, batch_size > 0, "above 0")
-        check("seed", seed, seed >= 0, "at least 0")
+        check_integer("batch_size", batch_size, 1)
+        check_integer("seed", seed, 0)
         self.batch_size = batch_size
         self.from_logits = from_logits
         self.seed = seed
@@ -82,12 +89,15 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         self._source: Source | None = None
         self._memory: Memory | None = None
         self._classes: int | None = None
+        self._kind: type | None = None
         self._epochs_done = 0
         self._plan: _Plan | None = None
         self._planning = threading.Lock()  # threads of tf.data ask for the plan, too
         self._recorder: _recorder.Recorder | None = None
         self._is_in_epoch = False
         self._is_begun = False
+        self._is_first_epoch = False
+        self._begun_alone = 0
         self._steps_read = 0
         self._writer: Any = None
         self._silence = contextlib.ExitStack()
@@ -160,7 +170,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         `keras.callbacks.BackupAndRestore` needs no such call, `ModelCheckpoint` does.
 
         Args:
-            path: A file that `ModelCheckpoint`, `model.save` or `model.save_weights` wrote.
+            path: A file that `ModelCheckpoint`, or another callback, had the model save.
 
         Raises:
             ValueError: `dataset` was not called, or the file is of another selector or dataset, or
@@ -176,7 +186,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
 
         Every iteration is one epoch. Transforms that keep the batches and their order may follow,
         such as `map` with augmentation, or `prefetch`. Labels are numbers of classes, one-hot, or 0
-        and 1 for a model with one output; rows that are no longer one-hot are of no class.
+        and 1 for a model with one output; rows that are shares of classes are of no class.
 
         Args:
             x: An array or a nested structure of arrays with one entry a sample; or a random-access
@@ -223,7 +233,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
 
         dataset = tf.data.Dataset.from_tensors(0).flat_map(epoch)
         most = -(-source.size // self.batch_size)
-        if isinstance(self.select(self._epochs_done + 1), _draw.Draws):
+        if isinstance(self._selection(), _draw.Draws):
             return dataset.apply(tf.data.experimental.assert_cardinality(most)).prefetch(2)
         dataset = dataset.prefetch(2)
         # Of a dataset of unknown size, Keras gives all later epochs the size of the first.
@@ -238,12 +248,27 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             )
         return self._source
 
+    def _selection(self) -> _draw.Draws | _draw.Pass:
+        selection = self.select(self._epochs_done + 1)
+        if selection.sample_weight is not None and not self.gives_sample_weight:
+            raise ValueError(
+                "`gives_sample_weight` must be True of a selector that gives any. "
+                f"Received: {type(self).__name__}.gives_sample_weight=False"
+            )
+        self._kind = self._kind or type(selection)
+        if type(selection) is not self._kind:
+            raise ValueError(
+                f"`select` must always return {self._kind.__name__}, as it did before. "
+                f"Received: {type(selection).__name__}"
+            )
+        return selection
+
     def _planned(self) -> _Plan:
         """The batches of the epoch that runs, or else of the next one."""
         with self._planning:
             if self._plan is None:
                 source = self._of_dataset()
-                selection = self.select(self._epochs_done + 1)
+                selection = self._selection()
                 rng = np.random.default_rng((self.seed, self._epochs_done + 1, 0))
                 batches = _draw.batches(selection, source.size, self.batch_size, rng)
                 sample_weight = selection.sample_weight
@@ -256,6 +281,14 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
     def _begin(self) -> tuple[np.int64, np.ndarray, np.ndarray]:
         """Begins an iteration of the dataset: its steps, and the ids and weights of all of them."""
         self._is_begun = True
+        if self._recorder is None:
+            self._begun_alone += 1
+            if self._begun_alone == _SUSPICIOUS:
+                warnings.warn(
+                    f"The dataset of {type(self).__name__} began {_SUSPICIOUS} times with the same "
+                    "batches. Is the selector among the callbacks of `fit`?",
+                    stacklevel=2,
+                )
         plan = self._planned()
         factors = []
         if plan.sample_weight is not None:
@@ -281,11 +314,26 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         self._recorder = _recorder.Recorder(
             self.model, self.memory.observes, self.batch_size, self.from_logits, self._leave
         )
+        self._is_first_epoch, self._begun_alone = True, 0
+        loss = self.model.loss
+        expected = getattr(loss, "from_logits", False if isinstance(loss, str) else None)
+        if expected not in (None, self.from_logits):
+            self._leave()
+            raise ValueError(
+                f"`from_logits` must be that of the model's loss, {expected}. "
+                f"Received: from_logits={self.from_logits}"
+            )
         if self.log_dir and self._writer is None:
             self._writer = tf.summary.create_file_writer(self.log_dir)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        del epoch, logs
+        del logs
+        if epoch and not self._epochs_done:
+            warnings.warn(
+                f"`initial_epoch` is {epoch}, but {type(self).__name__} remembers no epoch and "
+                "begins with its first. `load` takes up the state in a checkpoint.",
+                stacklevel=2,
+            )
         with self._leaving_on_error():
             self._begin_epoch()
 
@@ -295,7 +343,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         planned = len(self._planned().batches)
         steps = self.params.get("steps")
         most = -(-len(self.labels) // self.batch_size)
-        if steps is None and planned < most and self._epochs_done:
+        if steps is None and planned < most and self._is_first_epoch:
             raise ValueError(
                 "`fit` must know how many steps an epoch may have, or it gives all epochs as many "
                 "as the first. Give it the dataset as the selector returned it, and transform "
@@ -306,6 +354,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             # Keras warns that an epoch ends early, which is what a selector may wish.
             self._silence.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
+        self._is_first_epoch = False
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         del logs
@@ -397,6 +446,8 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                     f"with their labels. Received: {len(given)} other samples in step "
                     f"{self._steps_read}"
                 )
+            if self.model.stop_training and (values == _recorder.NOT_FINITE).any():
+                break  # keras.callbacks.TerminateOnNaN has seen to it
             _recorder.check_values(values, given, ids, recorder.classes)
             if self._classes not in (None, recorder.classes):
                 raise ValueError(
@@ -448,7 +499,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             "log": self.log,
             "normalize_batch": self._planned().normalize_batch,
         }
-        state = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+        state = {"about": np.frombuffer(_to_json(about), np.uint8)}
         state |= {f"memory_{name}": array for name, array in self.memory.arrays().items()}
         if self._is_in_epoch:
             # Keras runs an epoch that was cut short again from its beginning, so with its batches.
@@ -471,6 +522,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             "config": {k: v for k, v in self.get_config().items() if k != "log_dir"},
             "samples": len(self.labels),
         }
+        ours = json.loads(_to_json(ours))
         theirs = {name: about[name] for name in ours}
         if ours != theirs:
             raise ValueError(f"The saved selector must be this one, {ours}. Received: {theirs}")
@@ -487,10 +539,20 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 self._plan = _Plan(np.split(ids, cuts), weight, about["normalize_batch"])
 
 
+def _to_json(values: Any) -> bytes:
+    return json.dumps(values, default=lambda number: number.item()).encode()  # NumPy's numbers
+
+
 def check(name: str, value: Any, is_right: bool, rule: str) -> None:
     """Raises the error of an argument that breaks its rule."""
     if not is_right:
         raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}")
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Raises the error of an argument that is no integer, or below `least`."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    check(name, value, is_integer and value >= least, f"an integer of at least {least}")
 
 
 def decayed(pressure: float, epoch: int, warmup_epochs: int, epochs: int) -> float:

@@ -8,6 +8,7 @@ from tfrec_efficient.sampling._draw import Draws
 from tfrec_efficient.sampling._memory import ProbabilityMoments
 from tfrec_efficient.sampling.batch_selector import BatchSelector
 from tfrec_efficient.sampling.batch_selector import check
+from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class ActiveBias(BatchSelector):
@@ -50,7 +51,7 @@ class ActiveBias(BatchSelector):
         super().__init__(batch_size, **kwargs)
         rule = 'one of "sampling" and "weighting"'
         check("mode", mode, mode in ("sampling", "weighting"), rule)
-        check("warmup_epochs", warmup_epochs, warmup_epochs >= 1, "at least 1")
+        check_integer("warmup_epochs", warmup_epochs, 1)
         check("smoothing", smoothing, smoothing > 0, "above 0")
         self.mode = mode
         self.warmup_epochs = warmup_epochs

@@ -8,6 +8,7 @@ from tfrec_efficient.sampling._draw import Pass
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
 from tfrec_efficient.sampling.batch_selector import check
+from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class InfoBatch(BatchSelector):
@@ -46,7 +47,7 @@ class InfoBatch(BatchSelector):
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size, **kwargs)
-        check("epochs", epochs, epochs >= 1, "at least 1")
+        check_integer("epochs", epochs, 1)
         check("prune_ratio", prune_ratio, 0 <= prune_ratio < 1, "in `[0, 1)`")
         check("full_from", full_from, 0 <= full_from <= 1, "in `[0, 1]`")
         self.epochs = epochs

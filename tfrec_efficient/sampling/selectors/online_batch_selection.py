@@ -8,6 +8,7 @@ from tfrec_efficient.sampling._draw import Draws
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
 from tfrec_efficient.sampling.batch_selector import check
+from tfrec_efficient.sampling.batch_selector import check_integer
 from tfrec_efficient.sampling.batch_selector import decayed
 
 
@@ -44,7 +45,8 @@ class OnlineBatchSelection(BatchSelector):
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size, **kwargs)
-        check("warmup_epochs", warmup_epochs, warmup_epochs >= 0, "at least 0")
+        check_integer("warmup_epochs", warmup_epochs, 0)
+        check_integer("epochs", epochs, 1)
         rule = f"above `warmup_epochs`={warmup_epochs}"
         check("epochs", epochs, epochs > warmup_epochs, rule)
         is_right = 1 <= selection_pressure < np.inf

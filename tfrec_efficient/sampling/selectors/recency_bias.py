@@ -8,6 +8,7 @@ from tfrec_efficient.sampling._draw import Draws
 from tfrec_efficient.sampling._memory import LabelHistory
 from tfrec_efficient.sampling.batch_selector import BatchSelector
 from tfrec_efficient.sampling.batch_selector import check
+from tfrec_efficient.sampling.batch_selector import check_integer
 from tfrec_efficient.sampling.batch_selector import decayed
 
 
@@ -58,7 +59,8 @@ class RecencyBias(BatchSelector):
     >>> model = keras.Sequential([keras.layers.Dense(3, "softmax")])
     >>> model.compile("sgd", "sparse_categorical_crossentropy")
     >>> selector = tfrec.RecencyBias(batch_size=16, epochs=4, warmup_epochs=1)
-    >>> _ = model.fit(selector.dataset(x, y), epochs=4, callbacks=[selector], verbose=0)
+    >>> data = selector.dataset(x, y)
+    >>> _ = model.fit(data, epochs=4, callbacks=[selector], shuffle=False, verbose=0)
     >>> selector.uncertainty().shape
     (64,)
 
@@ -81,10 +83,11 @@ class RecencyBias(BatchSelector):
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size, **kwargs)
-        check("warmup_epochs", warmup_epochs, warmup_epochs >= 0, "at least 0")
+        check_integer("warmup_epochs", warmup_epochs, 0)
+        check_integer("epochs", epochs, 1)
         rule = f"above `warmup_epochs`={warmup_epochs}"
         check("epochs", epochs, epochs > warmup_epochs, rule)
-        check("window", window, window >= 1, "at least 1")
+        check_integer("window", window, 1)
         is_right = 1 <= selection_pressure < np.inf
         check("selection_pressure", selection_pressure, is_right, "at least 1 and finite")
         rule = 'one of "classes" and "window"'
@@ -112,7 +115,7 @@ class RecencyBias(BatchSelector):
         }
 
     def make_memory(self, size: int) -> LabelHistory:
-        return LabelHistory(size, self.window, zero_padded=self.compat == "reference")
+        return LabelHistory(size, self.window, self.compat == "reference", self.normalize)
 
     def select(self, epoch: int) -> Draws:
         if epoch <= self.warmup_epochs or self.classes is None:
@@ -141,7 +144,7 @@ class RecencyBias(BatchSelector):
         return decayed(self.selection_pressure, epoch, self.warmup_epochs, self.epochs)
 
     def uncertainty(self) -> np.ndarray:
-        """F of each sample, of shape `(samples,)`; 1 for those that were never seen.
+        """F of each sample, of shape `(samples,)`; 1 for those without a vote.
 
         Raises:
             ValueError: `fit` has not run, so that the number of classes is not known.
@@ -149,9 +152,7 @@ class RecencyBias(BatchSelector):
         if self.classes is None:
             raise ValueError("`fit` must have run before. Received: a selector that saw nothing")
         # A sample that was never predicted may be anything.
-        entropy = np.nan_to_num(self.memory.entropy(), nan=np.inf)
-        k = self.classes if self.normalize == "classes" else min(self.classes, max(2, self.window))
-        return np.minimum(entropy / np.log(k), 1.0)
+        return np.nan_to_num(self.memory.scores(self.classes), nan=1.0)
 
 
 def sampling_weights(uncertainty: np.ndarray, pressure: float) -> np.ndarray:

@@ -8,6 +8,7 @@ from tfrec_efficient.sampling._draw import Pass
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
 from tfrec_efficient.sampling.batch_selector import check
+from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class SelectiveBackprop(BatchSelector):
@@ -44,7 +45,7 @@ class SelectiveBackprop(BatchSelector):
     ) -> None:
         super().__init__(batch_size, **kwargs)
         check("exponent", exponent, exponent >= 0, "at least 0")
-        check("refresh_epochs", refresh_epochs, refresh_epochs >= 1, "at least 1")
+        check_integer("refresh_epochs", refresh_epochs, 1)
         self.exponent = exponent
         self.refresh_epochs = refresh_epochs
 

@@ -8,6 +8,7 @@ from tfrec_efficient.sampling._draw import Pass
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
 from tfrec_efficient.sampling.batch_selector import check
+from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class SelfPaced(BatchSelector):
@@ -41,7 +42,8 @@ class SelfPaced(BatchSelector):
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size, **kwargs)
-        check("warmup_epochs", warmup_epochs, warmup_epochs >= 1, "at least 1")
+        check_integer("warmup_epochs", warmup_epochs, 1)
+        check_integer("epochs", epochs, 1)
         rule = f"above `warmup_epochs`={warmup_epochs}"
         check("epochs", epochs, epochs > warmup_epochs, rule)
         check("first_share", first_share, 0 < first_share <= 1, "in `(0, 1]`")
