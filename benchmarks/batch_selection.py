@@ -33,29 +33,27 @@ import tfrec_efficient as tfrec
 
 BATCH = 128
 EPOCHS = {"mnist": (24, 6), "cifar10": (24, 6)}  # of training, and of those the warm-up
-SHUFFLE = "shuffle"  # what `fit` does by itself
 
 
-def make_selector(name, epochs, warmup, seed):
-    """The selectors by name; None for plain shuffling."""
+def make_selectors(epochs, warmup, seed):
+    """The selectors by name, not made yet; None for plain shuffling."""
     sampling, common = tfrec.sampling, {"batch_size": BATCH, "seed": seed}
     scheduled = {**common, "epochs": epochs, "warmup_epochs": warmup}
     weighed = {**common, "warmup_epochs": warmup}
-    makers = {
+    return {
         "random": lambda: sampling.RandomBatches(**common),
         "recency": lambda: tfrec.RecencyBias(**scheduled),
         "active_bias": lambda: sampling.ActiveBias(**weighed, mode="weighting"),
         "online": lambda: sampling.OnlineBatchSelection(**scheduled),
-        SHUFFLE: lambda: None,
+        "shuffle": lambda: None,  # what `fit` does by itself
         "active_bias_sampling": lambda: sampling.ActiveBias(**weighed, mode="sampling"),
         "info_batch": lambda: sampling.InfoBatch(**common, epochs=epochs),
         "self_paced": lambda: sampling.SelfPaced(**common, epochs=epochs // 2),
         "selective_backprop": lambda: sampling.SelectiveBackprop(**common),
     }
-    return makers[name]() if name else list(makers)
 
 
-SELECTORS = make_selector(None, 0, 0, 0)
+SELECTORS = list(make_selectors(4, 1, 0))
 
 
 # ---- Data.
@@ -201,6 +199,18 @@ class Clock(keras.callbacks.Callback):
         self._steps, self._begun = 0, (after, time.process_time())
 
 
+def settings(data, name, seed, epochs, warmup, samples):
+    """What makes a cell."""
+    return {
+        "data": data,
+        "selector": name,
+        "seed": seed,
+        "epochs": epochs,
+        "warmup": warmup,
+        "samples": samples,
+    }
+
+
 def run(data, name, seed, epochs, warmup, samples):
     """Trains one model, and returns its record."""
     machine = _harness.machine()
@@ -209,21 +219,21 @@ def run(data, name, seed, epochs, warmup, samples):
     keras.utils.set_random_seed(seed)
     model = {"mnist": three_layers, "cifar10": residual}[data]()
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
-    selector = make_selector(name, epochs, warmup, seed)
+    selector = make_selectors(epochs, warmup, seed)[name]()
+    change = functools.partial(tf.data.Dataset.map, map_func=augment) if data == "cifar10" else None
     if selector:
-        batches = selector.dataset(x, y)
+        batches = selector.dataset(x, y, transform=change)
     else:
         batches = tf.data.Dataset.from_tensor_slices((x, y))
         batches = batches.shuffle(len(x), seed=seed).batch(BATCH).prefetch(2)
-    if data == "cifar10":
-        batches = batches.map(augment).prefetch(2)
+        batches = change(batches) if change else batches
     rate = keras.callbacks.LearningRateScheduler(
         lambda epoch: 0.1 * 0.1 ** ((epoch >= epochs / 2) + (epoch >= epochs * 3 / 4))
     )
     clock = Clock(x_test, y_test)
     callbacks = [rate, *([selector] if selector else []), clock]
     model.fit(batches, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=2)
-    about = {"data": data, "selector": name, "seed": seed, "epochs": epochs, "warmup": warmup}
+    about = settings(data, name, seed, epochs, warmup, samples)
     log = selector.log if selector else []
     return {**about, **clock.record, "log": log, "machine": machine}
 
@@ -249,32 +259,39 @@ def print_report(cells):
     """Prints the table; `cells` are records by selector and then by seed."""
     print(
         f"\n{'':22}{'best error %':>17}{'last error %':>17}{'of random':>11}"
-        f"{'CPU s':>8}{'ms/step':>9}{'CPU s to best of random':>26}"
+        f"{'CPU s':>7}{'wall s':>8}{'+ test':>8}{'ms/step':>9}{'CPU s to best of random':>28}"
     )
     for name, by_seed in cells.items():
-        best = {seed: min(cell["error"]) for seed, cell in by_seed.items()}
-        common = [seed for seed in by_seed if seed in cells.get("random", {})]
-        ratio, to_best = "", ""
-        if common:
-            of_random = {seed: min(cells["random"][seed]["error"]) for seed in common}
-            ratio = f"{sum(best[s] for s in common) / sum(of_random.values()):.3f}"
-            needed = [seconds_to(by_seed[s], of_random[s]) for s in common]
-            own = [seconds_to(cells["random"][s], of_random[s]) for s in common]
-            reached = [(a, b) for a, b in zip(needed, own, strict=True) if a is not None]
-            if reached:
-                saved = statistics.mean(1 - a / b for a, b in reached)
-                to_best = f"{statistics.mean(a for a, _ in reached):.0f} ({-100 * saved:+.0f} %)"
-            to_best += f" in {len(reached)} of {len(common)}"
-        total = statistics.mean(sum(cell["cpu"]) for cell in by_seed.values())
-        steps = statistics.mean(sum(cell["steps"]) for cell in by_seed.values())
+        best = mean_and_error([min(cell["error"]) for cell in by_seed.values()])
         last = mean_and_error([cell["error"][-1] for cell in by_seed.values()])
-        print(
-            f"{name:22}{mean_and_error(list(best.values())):>17}{last:>17}{ratio:>11}"
-            f"{total:8.0f}{1000 * total / steps:9.2f}{to_best:>26}"
+        cpu, wall, of_test, steps = (
+            statistics.mean(sum(cell[kind]) for cell in by_seed.values())
+            for kind in ("cpu", "wall", "wall_of_test", "steps")
         )
-    tested = [cell for by_seed in cells.values() for cell in by_seed.values()]
-    of_test = statistics.mean(sum(c["wall_of_test"]) / sum(c["wall"]) for c in tested)
-    print(f"Times are of training; taking the test error took {100 * of_test:.0f} % more.")
+        ratio, time_to_best = compare(by_seed, cells.get("random", {}))
+        print(
+            f"{name:22}{best:>17}{last:>17}{ratio:>11}{cpu:7.0f}{wall:8.0f}{wall + of_test:8.0f}"
+            f"{1000 * cpu / steps:9.2f}{time_to_best:>28}"
+        )
+    print("CPU and wall time are of training; + test is with the test error of every epoch.")
+    print("Time to the best of random: over the seeds that reach it, with the time saved.")
+
+
+def compare(by_seed, random):
+    """How a selector does against random batches of the same seeds: its error, and its time."""
+    common = [seed for seed in by_seed if seed in random]
+    if not common:
+        return "", ""
+    goal = {seed: min(random[seed]["error"]) for seed in common}
+    ratio = sum(min(by_seed[seed]["error"]) for seed in common) / sum(goal.values())
+    needed = [seconds_to(by_seed[seed], goal[seed]) for seed in common]
+    own = [seconds_to(random[seed], goal[seed]) for seed in common]
+    reached = [(a, b) for a, b in zip(needed, own, strict=True) if a is not None]
+    if not reached:
+        return f"{ratio:.3f}", f"in 0 of {len(common)}"
+    saved = 100 * statistics.mean(a / b - 1 for a, b in reached)
+    seconds = statistics.mean(a for a, _ in reached)
+    return f"{ratio:.3f}", f"{seconds:.0f} ({saved:+.0f} %) in {len(reached)} of {len(common)}"
 
 
 def draw(cells, path):
@@ -325,11 +342,15 @@ def main(arguments=None):
     for seed in range(asked.seeds):
         for name in names:
             path = folder / f"{name}_{seed}.json"
+            wanted = asked.data, name, seed, epochs, warmup, asked.samples
             if not path.exists():
                 print(f"{path} ...", flush=True)
-                record = run(asked.data, name, seed, epochs, warmup, asked.samples)
+                record = run(*wanted)
                 write(path, lambda temporary, r=record: temporary.write_text(json.dumps(r)))
-            cells[name][seed] = json.loads(path.read_text())
+            cells[name][seed] = cell = json.loads(path.read_text())
+            other = {k: v for k, v in settings(*wanted).items() if cell[k] != v}
+            if other:
+                sys.exit(f"{path} is of other settings than {other}; give another --output.")
     everything = [cell for by_seed in cells.values() for cell in by_seed.values()]
     path = folder.parent / f"{asked.data}.json"
     write(path, lambda temporary: temporary.write_text(json.dumps(everything, indent=1)))

@@ -2,8 +2,8 @@
 
     python benchmarks/selector_overhead.py [--samples 50k|1.28M] [--rounds 7]
 
-A network with one hidden layer too many trains on made-up samples of 64 features, with 10 classes
-for 50k samples and 1000 for 1.28M: by `fit` with its own shuffling of arrays, by a shuffled
+A network with two hidden layers trains on made-up samples of 64 features, with 10 classes for 50k
+samples and 1000 for 1.28M: by `fit` with its own shuffling of arrays, by a shuffled
 `tf.data.Dataset`, and by a selector after its warm-up. They take turns, an epoch each, in one
 process; the figure is the median over rounds of selector / plain. An epoch has the same number of
 steps for all, and its time is that of everything between its begin and its end.

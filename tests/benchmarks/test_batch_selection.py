@@ -50,15 +50,14 @@ def test_cells_are_trained_recorded_reported_and_not_trained_again(
     monkeypatch.setattr(batch_selection, "run", None)
     batch_selection.main(asked)
     assert "Epoch" not in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is of other settings than {'epochs': 3"):
+        batch_selection.main([*asked, "--epochs=3"])
 
 
 def test_all_selectors_are_known():
     import batch_selection
 
-    made = {
-        type(batch_selection.make_selector(name, 24, 6, 0)).__name__
-        for name in batch_selection.SELECTORS
-    }
+    made = {type(make()).__name__ for make in batch_selection.make_selectors(24, 6, 0).values()}
     assert made == {
         "RandomBatches", "RecencyBias", "ActiveBias", "OnlineBatchSelection", "InfoBatch",
         "SelfPaced", "SelectiveBackprop", "NoneType",

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tfrec_efficient as tfrec
 from tfrec_efficient import sampling
 
-ADDED = {"train_step", "call", "compute_loss", "batch_selector"}
+ADDED = {"train_step", "call", "compute_loss", "make_train_function", "batch_selector"}
 
 
 class Weighted(sampling.RandomBatches):

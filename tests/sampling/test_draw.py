@@ -189,16 +189,18 @@ def test_weights_that_do_not_fill_a_batch(weights, received):
 @pytest.mark.parametrize(("size", "batch_size", "steps"), [(10, 4, 3), (10, 5, 2), (10, 10, 1)])
 def test_an_epoch_of_draws_has_as_many_batches_as_a_pass(size, batch_size, steps):
     for selection in (Draws(), Draws(np.arange(1.0, size + 1))):
-        found = _draw.batches(selection, size, batch_size, np.random.default_rng(0))
+        found = _draw.plan(selection, size, batch_size, np.random.default_rng(0), False).batches
         assert np.shape(found) == (steps, batch_size)
-    found = _draw.batches(Pass(np.arange(size)), size, batch_size, np.random.default_rng(0))
+    found = _draw.plan(
+        Pass(np.arange(size)), size, batch_size, np.random.default_rng(0), False
+    ).batches
     assert len(found) == steps
 
 
 def test_an_epoch_of_draws_follows_their_weights():
     weights = np.zeros(50)
     weights[[3, 7, 41]] = 1.0
-    found = _draw.batches(Draws(weights), 50, 2, np.random.default_rng(0))
+    found = _draw.plan(Draws(weights), 50, 2, np.random.default_rng(0), False).batches
     assert set(np.ravel(found).tolist()) == {3, 7, 41}
 
 
@@ -206,7 +208,7 @@ def test_an_epoch_of_draws_follows_their_weights():
 @hypothesis.given(st.sets(st.integers(0, 60), min_size=1), st.integers(1, 20), st.integers(0, 9))
 def test_a_pass_shows_each_of_its_ids_once(shown, batch_size, seed):
     ids = np.array(sorted(shown))
-    found = _draw.batches(Pass(ids), 61, batch_size, np.random.default_rng(seed))
+    found = _draw.plan(Pass(ids), 61, batch_size, np.random.default_rng(seed), False).batches
     assert sorted(np.concatenate(found).tolist()) == ids.tolist()
     assert all(batch.dtype == np.int32 for batch in found)
     full, rest = divmod(len(ids), batch_size)
@@ -216,10 +218,12 @@ def test_a_pass_shows_each_of_its_ids_once(shown, batch_size, seed):
 def test_a_pass_is_in_random_order_that_the_seed_decides():
     selection, found = Pass(np.arange(4)), {}
     for seed in range(6000):
-        order = np.concatenate(_draw.batches(selection, 4, 3, np.random.default_rng(seed)))
+        order = np.concatenate(
+            _draw.plan(selection, 4, 3, np.random.default_rng(seed), False).batches
+        )
         found[tuple(order.tolist())] = found.get(tuple(order.tolist()), 0) + 1
     assert p_value([found[order] for order in itertools.permutations(range(4))], [1 / 24] * 24) > (
         1e-4
     )
-    again = [_draw.batches(selection, 4, 3, np.random.default_rng(5)) for _ in range(2)]
+    again = [_draw.plan(selection, 4, 3, np.random.default_rng(5), False).batches for _ in range(2)]
     np.testing.assert_array_equal(np.concatenate(again[0]), np.concatenate(again[1]))

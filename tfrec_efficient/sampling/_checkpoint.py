@@ -17,6 +17,8 @@ class _State(keras.Layer):
     def __init__(self, selector: Any) -> None:
         super().__init__(name="batch_selector_state")
         self.selector = selector
+        self.is_required = False
+        self.error: ValueError | None = None
 
     def save_own_variables(self, store: Any) -> None:
         for name, array in self.selector.export_state().items():
@@ -24,9 +26,18 @@ class _State(keras.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         state = {name: np.array(store[name]) for name in store.keys()}  # noqa: SIM118 - no dict
-        if "about" in state:
-            self.selector.import_state(state)
-            return
+        try:
+            if "about" in state:
+                self.selector.import_state(state)
+                return
+            if self.is_required:
+                raise ValueError(
+                    "`path` must be a file that was saved while a `fit` with a selector ran. "
+                    f"Received: one with no state of {type(self.selector).__name__}"
+                )
+        except ValueError as error:
+            self.error = error
+            raise
         warnings.warn(
             f"The checkpoint has no state of {type(self.selector).__name__}, which begins anew.",
             stacklevel=2,
@@ -55,6 +66,9 @@ def load(selector: Any, path: Path) -> None:
     # Nothing of the model is wanted; Keras loads into models that have a layer.
     model = keras.Sequential([keras.Input((1,)), keras.layers.Flatten()])
     attach(model, selector)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "The checkpoint has no state")
+    state = vars(model)[_NAME]
+    state.is_required = True
+    try:
         model.load_weights(path)
+    except ValueError as error:
+        raise state.error or error from None  # not in the many words of Keras

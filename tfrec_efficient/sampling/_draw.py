@@ -35,16 +35,53 @@ class Pass(NamedTuple):
     sample_weight: np.ndarray | None = None
 
 
-def batches(
-    selection: Draws | Pass, size: int, batch_size: int, rng: np.random.Generator
-) -> list[np.ndarray] | np.ndarray:
-    """Returns the ids of each batch: `ceil(size / batch_size)` of them for `Draws`."""
+class Plan(NamedTuple):
+    """The batches of one epoch.
+
+    Attributes:
+        ids: Those of all batches, one after the other.
+        factors: Of the losses of `ids`; or of no length, where losses are not weighted.
+        batch_size: Ids in a batch, of which the last may have fewer.
+    """
+
+    ids: np.ndarray
+    factors: np.ndarray
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """The number of batches."""
+        return -(-len(self.ids) // self.batch_size)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The ids of one batch."""
+        return self.ids[step * self.batch_size : (step + 1) * self.batch_size]
+
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """The ids of each batch."""
+        return [self.batch(step) for step in range(self.steps)]
+
+
+def plan(
+    selection: Draws | Pass, size: int, batch_size: int, rng: np.random.Generator, weighs: bool
+) -> Plan:
+    """Makes the batches of an epoch: `ceil(size / batch_size)` of them for `Draws`."""
     _check(selection, size)
     if isinstance(selection, Pass):
-        order = rng.permutation(selection.ids).astype(np.int32)
-        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    steps = -(-size // batch_size)
-    return draw(selection.weights, size, batch_size, steps, rng)
+        ids = rng.permutation(selection.ids).astype(np.int32)
+    else:
+        steps = -(-size // batch_size)
+        ids = draw(selection.weights, size, batch_size, steps, rng).ravel()
+    if not weighs:
+        return Plan(ids, np.empty(0, np.float32), batch_size)
+    if selection.sample_weight is None:
+        return Plan(ids, np.ones(len(ids), np.float32), batch_size)
+    factors = selection.sample_weight[ids].astype(np.float32)
+    if isinstance(selection, Draws) and selection.normalize_batch:
+        by_batch = factors.reshape(-1, batch_size)
+        factors = (by_batch / by_batch.mean(axis=1, keepdims=True)).ravel()
+    return Plan(ids, factors, batch_size)
 
 
 def _check(selection: Draws | Pass, size: int) -> None:

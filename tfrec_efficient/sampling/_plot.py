@@ -42,7 +42,9 @@ def draw(selector: Any, path: Path) -> None:
     hardness = memory.hardness(selector.labels)[ids]
     hardest.barh([f"{sample}" for sample in ids[::-1]], hardness[::-1])
     hardest.tick_params(axis="y", labelsize="x-small")
-    hardest.set(xlabel="hardness", ylabel="id", title=f"hardest {len(ids)} samples")
+    every = memory.hardness(selector.labels)
+    as_hard = int((every >= hardness.min()).sum()) if len(ids) else 0
+    hardest.set(xlabel="hardness", ylabel="id", title=f"{len(ids)} of the hardest {as_hard}")
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format=path.suffix.lstrip(".") or "svg")
     temporary.replace(path)

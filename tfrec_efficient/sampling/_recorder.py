@@ -25,9 +25,10 @@ _NOTHING = -9.0
 class Recorder:
     """Adds to a model's `train_step` what writes each step's observations into variables.
 
-    There is no second forward pass: the model's `call` is intercepted during `train_step`, or,
-    where `train_step` never calls the model itself, its `compute_loss`. The variables belong to no
-    model. There is one for each replica, with the observations and the labels of each step.
+    There is no second forward pass: predictions are those that `train_step` gives to the model's
+    `compute_loss`; or, where it does not, those of the last call of the model in training mode. The
+    variables belong to no model. There is one for each replica, with the observations and the
+    labels of each step.
 
     Attributes:
         classes: The number of classes of the model's output, known when a step has been traced.
@@ -113,9 +114,11 @@ class Recorder:
         def train_step(data: Any) -> Any:
             _, self._step.y, _ = keras.utils.unpack_x_y_sample_weight(data)
             self._step.graph = tf.compat.v1.get_default_graph()
-            self._step.is_recorded = False
+            self._step.y_pred, self._step.is_recorded = None, False
             try:
-                return original(data)
+                logs = original(data)
+                self._record(self._step.y_pred)
+                return logs
             except Exception:
                 self._on_error()  # no callback is told of it
                 raise
@@ -128,7 +131,14 @@ class Recorder:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             y_pred = original(*args, **kwargs)
-            self._record(y_pred)
+            # In another graph the model is being built by Keras, or it is called in a `tf.function`
+            # of the user, which would keep the recording for ever.
+            if (
+                getattr(self._step, "y", None) is not None
+                and tf.compat.v1.get_default_graph() is self._step.graph
+                and (self._step.y_pred is None or kwargs.get("training"))
+            ):
+                self._step.y_pred = y_pred
             return y_pred
 
         return call
@@ -146,8 +156,6 @@ class Recorder:
         y = getattr(self._step, "y", None)
         if y is None or self._step.is_recorded or y_pred is None:
             return
-        # In another graph the model is being built by Keras, or it is called in a `tf.function` of
-        # the user, which would keep the recording for ever.
         if tf.compat.v1.get_default_graph() is not self._step.graph:
             return
         self._step.is_recorded = True
@@ -261,7 +269,9 @@ _OBSERVE = {"label": _observe_label, "probability": _observe_probability, "loss"
 def _of_label(y: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """The entry of the given label, or the mean over a soft label, of shape `(batch,)`."""
     if y.shape.rank == 1:
-        y = tf.one_hot(tf.cast(y, tf.int32), values.shape[1])
+        # One that is out of range is found by `check_values`, which names the sample.
+        label = tf.clip_by_value(tf.cast(y, tf.int32), 0, values.shape[1] - 1)
+        return tf.gather(values, label, batch_dims=1)
     return tf.reduce_sum(tf.cast(y, values.dtype) * values, axis=1)
 
 

@@ -1,6 +1,8 @@
 """Where a selector's samples come from: arrays, a random-access source, or a `tf.data.Dataset`."""
 
 import functools
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -69,12 +71,10 @@ class Source:
     def batch(self, ids: tf.Tensor) -> Any:
         """The batch `(x, y)` or `(x, y, sample_weight)` of some ids, in the graph of a dataset."""
         flat = keras.tree.flatten(self._signature)
-        if self._parts is not None and not self._is_on_disk():
+        if self.is_in_memory:
             return keras.tree.map_structure(lambda tensor: tf.gather(tensor, ids), self._tensors)
 
-        def fetch(ids: np.ndarray) -> list[np.ndarray]:
-            return keras.tree.flatten(self._fetch(ids))
-
+        fetch = weakly(self._fetch_flat)
         arrays = tf.numpy_function(fetch, [ids], [spec.dtype for spec in flat])
         for array, spec in zip(arrays, flat, strict=True):
             array.set_shape(spec.shape)
@@ -85,8 +85,15 @@ class Source:
         with tf.init_scope(), tf.device("CPU"):
             return keras.tree.map_structure(tf.convert_to_tensor, self._parts)
 
-    def _is_on_disk(self) -> bool:
-        return any(isinstance(array, np.memmap) for array in keras.tree.flatten(self._parts))
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether fetching a batch is a matter of microseconds."""
+        return self._parts is not None and not any(
+            isinstance(array, np.memmap) for array in keras.tree.flatten(self._parts)
+        )
+
+    def _fetch_flat(self, ids: np.ndarray) -> list[np.ndarray]:
+        return keras.tree.flatten(self._fetch(ids))
 
     def _fetch(self, ids: np.ndarray) -> Any:
         if self._parts is not None:
@@ -107,6 +114,19 @@ class Source:
         if hasattr(self, "labels"):
             self.labels[ids] = to_classes(batch[1])
         return batch
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method as a function that does not keep its object, for `tf.numpy_function`, which does."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        alive = reference()
+        if alive is None:
+            raise RuntimeError("The selector of this dataset does not exist any more.")
+        return alive(*args)
+
+    return call
 
 
 def _is_random_access(x: Any) -> bool:

@@ -2,10 +2,10 @@
 
 import abc
 import contextlib
-import dataclasses
 import json
 import threading
 import warnings
+from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,15 @@ from tfrec_efficient.sampling import _checkpoint
 from tfrec_efficient.sampling import _draw
 from tfrec_efficient.sampling import _plot
 from tfrec_efficient.sampling import _recorder
+from tfrec_efficient.sampling._arguments import check
+from tfrec_efficient.sampling._arguments import check_integer
 from tfrec_efficient.sampling._memory import Memory
 from tfrec_efficient.sampling._source import UNKNOWN
 from tfrec_efficient.sampling._source import Source
+from tfrec_efficient.sampling._source import weakly
 
 # Iterations of the dataset without a `fit` that has the selector as a callback, before a warning.
 _SUSPICIOUS = 5
-
-
-@dataclasses.dataclass
-class _Plan:
-    """The batches of one epoch: ids of each, and the weight of every sample or None."""
-
-    batches: Any
-    sample_weight: np.ndarray | None
-    normalize_batch: bool
 
 
 class BatchSelector(keras.callbacks.Callback, abc.ABC):
@@ -90,8 +84,11 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         self._memory: Memory | None = None
         self._classes: int | None = None
         self._kind: type | None = None
+        # As Keras counts it: the epoch that runs; and one whose steps all ran, but not its end.
+        self._epoch = 0
+        self._complete_epoch: int | None = None
         self._epochs_done = 0
-        self._plan: _Plan | None = None
+        self._plan: _draw.Plan | None = None
         self._planning = threading.Lock()  # threads of tf.data ask for the plan, too
         self._recorder: _recorder.Recorder | None = None
         self._is_in_epoch = False
@@ -148,7 +145,10 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         }
 
     def hardest(self, count: int = 20) -> np.ndarray:
-        """Returns the ids of the samples that the model is most wrong about, the worst first."""
+        """Returns the ids of samples that the model is most wrong about, the worst first.
+
+        Of samples that it is equally wrong about, such as always, those of smaller ids come first.
+        """
         hardness = self.memory.hardness(self.labels)
         order = np.argsort(-hardness, kind="stable")  # NaN, of samples never seen, comes last
         return order[: min(count, int((~np.isnan(hardness)).sum()))]
@@ -178,14 +178,21 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         """
         self._of_dataset()
         _checkpoint.load(self, Path(path))
+        if self._complete_epoch is not None:
+            self._end_epoch()
 
     # ---- The dataset.
 
-    def dataset(self, x: Any, y: Any = None, sample_weight: Any = None) -> tf.data.Dataset:
+    def dataset(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        transform: Callable[[tf.data.Dataset], tf.data.Dataset] | None = None,
+    ) -> tf.data.Dataset:
         """Returns the dataset to `fit`, of batches `(x, y)` or `(x, y, sample_weight)`.
 
-        Every iteration is one epoch. Transforms that keep the batches and their order may follow,
-        such as `map` with augmentation, or `prefetch`. Labels are numbers of classes, one-hot, or 0
+        Every iteration is one epoch. Labels are numbers of classes, one-hot, or 0
         and 1 for a model with one output; rows that are shares of classes are of no class.
 
         Args:
@@ -195,6 +202,9 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 and of known size, which is read into memory.
             y: An array of labels, if `x` is of arrays.
             sample_weight: An array of factors of the loss, or None. Defaults to None.
+            transform: A function of the dataset that keeps its batches and their order, such as
+                `lambda data: data.map(augment)`; or None. It may as well be applied to what is
+                returned, unless epochs of this selector vary in length. Defaults to None.
 
         Raises:
             ValueError: Arguments break a rule above, there are fewer samples than a batch holds, or
@@ -213,31 +223,42 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             )
         self._source = source
 
+        begin = weakly(self._begin)
+
         def epoch(_: tf.Tensor) -> tf.data.Dataset:
             kinds = [tf.int64, tf.int32, tf.float32]
-            steps, ids, factors = tf.numpy_function(self._begin, [], kinds)
+            steps, ids, factors = tf.numpy_function(begin, [], kinds)
             for values in (ids, factors):
                 values.set_shape([None])
 
             def fetch(step: tf.Tensor) -> Any:
-                begin, end = step * self.batch_size, (step + 1) * self.batch_size
-                batch = source.batch(ids[begin:end])
+                here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+                batch = source.batch(ids[here])
                 if not self.gives_sample_weight:
                     return batch
-                factor = factors[begin:end]
+                factor = factors[here]
                 if len(batch) == 3:
                     factor *= tf.cast(batch[2], tf.float32)
                 return (*batch[:2], factor)
 
-            return tf.data.Dataset.range(steps).map(fetch)
+            calls = None if source.is_in_memory else tf.data.AUTOTUNE
+            return tf.data.Dataset.range(steps).map(fetch, num_parallel_calls=calls)
 
-        dataset = tf.data.Dataset.from_tensors(0).flat_map(epoch)
+        # One worker has all replicas; there are no files to share out among several.
+        options = tf.data.Options()
+        policy = tf.data.experimental.AutoShardPolicy.OFF
+        options.experimental_distribute.auto_shard_policy = policy
+        dataset = tf.data.Dataset.from_tensors(0).flat_map(epoch).with_options(options)
         most = -(-source.size // self.batch_size)
         if isinstance(self._selection(), _draw.Draws):
-            return dataset.apply(tf.data.experimental.assert_cardinality(most)).prefetch(2)
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(most))
+        if transform is not None:
+            dataset = transform(dataset)
         dataset = dataset.prefetch(2)
-        # Of a dataset of unknown size, Keras gives all later epochs the size of the first.
-        dataset.cardinality = lambda: tf.constant(most, tf.int64)
+        if self._kind is _draw.Pass:
+            # Of a dataset of unknown size, Keras gives all later epochs the size of the first.
+            dataset.cardinality = lambda: tf.constant(most, tf.int64)
+        dataset._tfrec_owners = self, source  # live as long as what is made of the dataset
         return dataset
 
     def _of_dataset(self) -> Source:
@@ -263,19 +284,18 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             )
         return selection
 
-    def _planned(self) -> _Plan:
+    def _planned(self) -> _draw.Plan:
         """The batches of the epoch that runs, or else of the next one."""
         with self._planning:
             if self._plan is None:
-                source = self._of_dataset()
-                selection = self._selection()
                 rng = np.random.default_rng((self.seed, self._epochs_done + 1, 0))
-                batches = _draw.batches(selection, source.size, self.batch_size, rng)
-                sample_weight = selection.sample_weight
-                if self.gives_sample_weight and sample_weight is None:
-                    sample_weight = np.ones(source.size, np.float32)
-                normalize = isinstance(selection, _draw.Draws) and selection.normalize_batch
-                self._plan = _Plan(batches, sample_weight, normalize)
+                self._plan = _draw.plan(
+                    self._selection(),
+                    self._of_dataset().size,
+                    self.batch_size,
+                    rng,
+                    self.gives_sample_weight,
+                )
             return self._plan
 
     def _begin(self) -> tuple[np.int64, np.ndarray, np.ndarray]:
@@ -290,13 +310,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                     stacklevel=2,
                 )
         plan = self._planned()
-        factors = []
-        if plan.sample_weight is not None:
-            for ids in plan.batches:
-                factor = plan.sample_weight[ids]
-                factors.append(factor / factor.mean() if plan.normalize_batch else factor)
-        ids = np.concatenate(list(plan.batches), dtype=np.int32)
-        return np.int64(len(plan.batches)), ids, np.concatenate([*factors, []], dtype=np.float32)
+        return np.int64(plan.steps), plan.ids, plan.factors
 
     # ---- The callback.
 
@@ -315,14 +329,21 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             self.model, self.memory.observes, self.batch_size, self.from_logits, self._leave
         )
         self._is_first_epoch, self._begun_alone = True, 0
-        loss = self.model.loss
-        expected = getattr(loss, "from_logits", False if isinstance(loss, str) else None)
-        if expected not in (None, self.from_logits):
-            self._leave()
-            raise ValueError(
-                f"`from_logits` must be that of the model's loss, {expected}. "
-                f"Received: from_logits={self.from_logits}"
-            )
+        with self._leaving_on_error():
+            if self.model.distribute_strategy.cluster_resolver is not None:
+                raise ValueError(
+                    "The strategy must have one worker, which sees all predictions. "
+                    f"Received: {type(self.model.distribute_strategy).__name__}"
+                )
+            replicas = self.model.distribute_strategy.num_replicas_in_sync
+            rule = f"a multiple of the number of replicas, {replicas}"
+            check("batch_size", self.batch_size, self.batch_size % replicas == 0, rule)
+            loss = self.model.loss
+            is_named = isinstance(loss, str) and loss.endswith("crossentropy")
+            expected = getattr(loss, "from_logits", False if is_named else None)
+            is_right = expected in (None, self.from_logits)
+            rule = f"that of the model's loss, {expected}"
+            check("from_logits", self.from_logits, is_right, rule)
         if self.log_dir and self._writer is None:
             self._writer = tf.summary.create_file_writer(self.log_dir)
 
@@ -335,20 +356,23 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 stacklevel=2,
             )
         with self._leaving_on_error():
-            self._begin_epoch()
+            self._begin_epoch(epoch)
 
-    def _begin_epoch(self) -> None:
+    def _begin_epoch(self, epoch: int) -> None:
+        if self._complete_epoch is not None and epoch > self._complete_epoch:
+            self._end_epoch()
+        self._complete_epoch, self._epoch = None, epoch
         self._recording().clear()
         self._steps_read, self._is_begun, self._is_in_epoch = 0, False, True
-        planned = len(self._planned().batches)
+        planned = self._planned().steps
         steps = self.params.get("steps")
         most = -(-len(self.labels) // self.batch_size)
         if steps is None and planned < most and self._is_first_epoch:
             raise ValueError(
                 "`fit` must know how many steps an epoch may have, or it gives all epochs as many "
-                "as the first. Give it the dataset as the selector returned it, and transform "
-                "samples in the model or in their source. Received: a dataset of unknown size, "
-                f"{planned} steps now and up to {most} later"
+                "as the first. Give it the dataset as the selector returned it; transform it by "
+                "`transform` of `dataset`, and weight classes by its `sample_weight`. Received: a "
+                f"dataset of unknown size, {planned} steps now and up to {most} later"
             )
         if planned < most or steps is None:
             # Keras warns that an epoch ends early, which is what a selector may wish.
@@ -369,7 +393,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         if self._is_in_epoch:
             with self._leaving_on_error():
                 self._read()
-                planned = len(self._planned().batches)
+                planned = self._planned().steps
                 if self._steps_read < planned and not self.model.stop_training:
                     raise ValueError(
                         "`steps_per_epoch` must be None, since an epoch has as many steps as the "
@@ -410,7 +434,11 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             raise
 
     def _recording(self) -> _recorder.Recorder:
-        assert self._recorder is not None, "callbacks run after set_model"
+        if self._recorder is None:
+            raise ValueError(
+                "The model must not be trained by others while `fit` runs with a selector. "
+                "Received: another `fit`, or `train_on_batch`"
+            )
         return self._recorder
 
     def _read(self) -> None:
@@ -419,7 +447,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             raise ValueError(
                 "`fit` must be given the dataset that this selector returned. Received: another one"
             )
-        batches, labels = self._planned().batches, self.labels
+        plan, labels = self._planned(), self.labels
         recorder = self._recording()
         if recorder.classes is None:
             raise ValueError(
@@ -428,12 +456,12 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 "`train_step` that does not"
             )
         for values, given in recorder.read():
-            if self._steps_read >= len(batches):
+            if self._steps_read >= plan.steps:
                 raise ValueError(
-                    f"An epoch must have the {len(batches)} steps that the selector planned. "
+                    f"An epoch must have the {plan.steps} steps that the selector planned. "
                     "Received: more; was the dataset repeated?"
                 )
-            ids = batches[self._steps_read]
+            ids = plan.batch(self._steps_read)
             self._steps_read += 1
             known = labels[ids]
             is_same = (
@@ -458,25 +486,24 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             self.memory.append(ids, values)
 
     def _end_epoch(self) -> None:
-        batches = self._planned().batches
+        plan = self._planned()
         with self._planning:
             self._epochs_done += 1
-            self._plan, self._is_in_epoch = None, False
+            self._plan, self._is_in_epoch, self._complete_epoch = None, False, None
         shown = np.zeros(len(self.labels), bool)
-        for ids in batches[: self._steps_read]:
-            shown[ids] = True
-        scores = self.memory.scores(self._classes)
-        counts, _ = np.histogram(scores[~np.isnan(scores)], self.memory.score_edges)
-        entry = {
-            "epoch": self._epochs_done,
-            "scores": counts.tolist(),
-            "share_shown": float(shown.mean()),
-            **{name: float(value) for name, value in self.figures(self._epochs_done).items()},
-        }
+        shown[plan.ids[: self._steps_read * self.batch_size]] = True
+        entry = {"epoch": self._epochs_done, "share_shown": float(shown.mean())}
+        scores = np.empty(0)
+        if self._classes is not None:  # or not even one step was well
+            scores = self.memory.scores(self._classes)
+            scores = scores[~np.isnan(scores)]
+            figures = self.figures(self._epochs_done)
+            entry |= {name: float(value) for name, value in figures.items()}
+        entry["scores"] = np.histogram(scores, self.memory.score_edges)[0].tolist()
         self.log.append(entry)
         if self._writer is not None:
             with self._writer.as_default(step=self._epochs_done):
-                tf.summary.histogram(self.memory.score_name, scores[~np.isnan(scores)])
+                tf.summary.histogram(self.memory.score_name, scores)
                 for name, value in entry.items():
                     if isinstance(value, float):
                         tf.summary.scalar(name, value)
@@ -487,26 +514,20 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         """All that decides what comes next, as arrays; called by Keras when it saves the model."""
         if self._is_in_epoch and self._recorder is not None:
             self._read()
-            # Callbacks before this one save an epoch that has ended, and that Keras counts as such.
-            if self._steps_read == len(self._planned().batches):
-                self._end_epoch()
         about = {
-            "selector": type(self).__name__,
-            "config": {k: v for k, v in self.get_config().items() if k != "log_dir"},
-            "samples": len(self.labels),
+            "identity": self._identity(),
             "classes": self._classes,
             "epochs_done": self._epochs_done,
             "log": self.log,
-            "normalize_batch": self._planned().normalize_batch,
+            "epoch": self._epoch,
+            "steps_read": self._steps_read if self._is_in_epoch else 0,
         }
         state = {"about": np.frombuffer(_to_json(about), np.uint8)}
         state |= {f"memory_{name}": array for name, array in self.memory.arrays().items()}
         if self._is_in_epoch:
             # Keras runs an epoch that was cut short again from its beginning, so with its batches.
             plan = self._planned()
-            state["plan_ids"] = np.concatenate([np.asarray(ids) for ids in plan.batches])
-            if plan.sample_weight is not None:
-                state["plan_sample_weight"] = plan.sample_weight
+            state |= {"plan_ids": plan.ids, "plan_factors": plan.factors}
         return state
 
     def import_state(self, state: dict[str, np.ndarray]) -> None:
@@ -517,50 +538,32 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 another size.
         """
         about = json.loads(state["about"].tobytes())
-        ours = {
-            "selector": type(self).__name__,
-            "config": {k: v for k, v in self.get_config().items() if k != "log_dir"},
-            "samples": len(self.labels),
-        }
-        ours = json.loads(_to_json(ours))
-        theirs = {name: about[name] for name in ours}
-        if ours != theirs:
-            raise ValueError(f"The saved selector must be this one, {ours}. Received: {theirs}")
+        ours, theirs = json.loads(_to_json(self._identity())), about["identity"]
+        for name in ours:
+            if ours[name] != theirs.get(name):
+                raise ValueError(
+                    f"The saved selector must be like this one, with {name}={ours[name]}. "
+                    f"Received: {name}={theirs.get(name)}"
+                )
         with self._planning:
             self.memory.restore(
                 {name[7:]: array for name, array in state.items() if name.startswith("memory_")}
             )
             self._classes, self._epochs_done = about["classes"], about["epochs_done"]
             self.log = about["log"]
-            self._plan, self._is_in_epoch = None, False
+            self._plan, self._is_in_epoch, self._complete_epoch = None, False, None
             if "plan_ids" in state:
-                ids, weight = state["plan_ids"], state.get("plan_sample_weight")
-                cuts = range(self.batch_size, len(ids), self.batch_size)
-                self._plan = _Plan(np.split(ids, cuts), weight, about["normalize_batch"])
+                ids, self._steps_read = state["plan_ids"], about["steps_read"]
+                self._plan = _draw.Plan(ids, state["plan_factors"], self.batch_size)
+                # Keras may count it as ended or not; what it begins next will tell.
+                if self._steps_read == self._plan.steps:
+                    self._complete_epoch = about["epoch"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What a state must share with its selector. Longer training may go on with what it has."""
+        config = {k: v for k, v in self.get_config().items() if k not in ("epochs", "log_dir")}
+        return {"selector": type(self).__name__, "samples": len(self.labels), **config}
 
 
 def _to_json(values: Any) -> bytes:
     return json.dumps(values, default=lambda number: number.item()).encode()  # NumPy's numbers
-
-
-def check(name: str, value: Any, is_right: bool, rule: str) -> None:
-    """Raises the error of an argument that breaks its rule."""
-    if not is_right:
-        raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}")
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises the error of an argument that is no integer, or below `least`."""
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    check(name, value, is_integer and value >= least, f"an integer of at least {least}")
-
-
-def decayed(pressure: float, epoch: int, warmup_epochs: int, epochs: int) -> float:
-    """The selection pressure of `epoch`, counted from 1, that falls to 1 in epoch `epochs`.
-
-    It is `pressure * exp(ln(1 / pressure) / (epochs - warmup_epochs)) ** (epoch - warmup_epochs)`
-    (Song et al., equation 7), and 1 in the warm-up and after the last epoch.
-    """
-    if not warmup_epochs < epoch < epochs:
-        return 1.0
-    return float(pressure ** ((epochs - epoch) / (epochs - warmup_epochs)))

@@ -104,9 +104,15 @@ def test_the_config_gives_back_the_selector(selectors, mode):
     ("arguments", "message"),
     [
         ({"mode": "both"}, '`mode` must be one of "sampling" and "weighting". Received: mode=both'),
-        ({"warmup_epochs": 0}, "`warmup_epochs` must be at least 1. Received: warmup_epochs=0"),
+        (
+            {"warmup_epochs": 0},
+            "`warmup_epochs` must be an integer of at least 1. Received: warmup_epochs=0",
+        ),
         ({"smoothing": 0.0}, "`smoothing` must be above 0. Received: smoothing=0.0"),
-        ({"batch_size": 0}, "`batch_size` must be above 0. Received: batch_size=0"),
+        (
+            {"batch_size": 0},
+            "`batch_size` must be an integer of at least 1. Received: batch_size=0",
+        ),
     ],
 )
 def test_bad_arguments(selectors, arguments, message):

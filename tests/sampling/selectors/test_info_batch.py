@@ -92,12 +92,15 @@ def test_the_config_gives_back_the_selector(selectors):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "`epochs` must be at least 1. Received: epochs=0"),
+        ({"epochs": 0}, "`epochs` must be an integer of at least 1. Received: epochs=0"),
         ({"prune_ratio": 1.0}, "`prune_ratio` must be in `[0, 1)`. Received: prune_ratio=1.0"),
         ({"prune_ratio": -0.1}, "`prune_ratio` must be in `[0, 1)`. Received: prune_ratio=-0.1"),
         ({"full_from": 1.5}, "`full_from` must be in `[0, 1]`. Received: full_from=1.5"),
         ({"full_from": -0.5}, "`full_from` must be in `[0, 1]`. Received: full_from=-0.5"),
-        ({"batch_size": 0}, "`batch_size` must be above 0. Received: batch_size=0"),
+        (
+            {"batch_size": 0},
+            "`batch_size` must be an integer of at least 1. Received: batch_size=0",
+        ),
     ],
 )
 def test_bad_arguments(selectors, arguments, message):

@@ -62,8 +62,14 @@ def test_the_config_gives_back_the_selector(selectors):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": -1}, "`batch_size` must be above 0. Received: batch_size=-1"),
-        ({"warmup_epochs": -1}, "`warmup_epochs` must be at least 0. Received: warmup_epochs=-1"),
+        (
+            {"batch_size": -1},
+            "`batch_size` must be an integer of at least 1. Received: batch_size=-1",
+        ),
+        (
+            {"warmup_epochs": -1},
+            "`warmup_epochs` must be an integer of at least 0. Received: warmup_epochs=-1",
+        ),
         (
             {"epochs": 15},
             "`epochs` must be above `warmup_epochs`=15. Received: epochs=15",

@@ -374,14 +374,20 @@ def test_the_config_gives_back_the_selector(selectors):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` must be above 0. Received: batch_size=0"),
-        ({"seed": -2}, "`seed` must be at least 0. Received: seed=-2"),
-        ({"warmup_epochs": -1}, "`warmup_epochs` must be at least 0. Received: warmup_epochs=-1"),
+        (
+            {"batch_size": 0},
+            "`batch_size` must be an integer of at least 1. Received: batch_size=0",
+        ),
+        ({"seed": -2}, "`seed` must be an integer of at least 0. Received: seed=-2"),
+        (
+            {"warmup_epochs": -1},
+            "`warmup_epochs` must be an integer of at least 0. Received: warmup_epochs=-1",
+        ),
         (
             {"epochs": 5, "warmup_epochs": 5},
             "`epochs` must be above `warmup_epochs`=5. Received: epochs=5",
         ),
-        ({"window": 0}, "`window` must be at least 1. Received: window=0"),
+        ({"window": 0}, "`window` must be an integer of at least 1. Received: window=0"),
         (
             {"selection_pressure": 0.99},
             "`selection_pressure` must be at least 1 and finite. Received: selection_pressure=0.99",

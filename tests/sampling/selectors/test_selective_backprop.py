@@ -72,8 +72,14 @@ def test_the_config_gives_back_the_selector(selectors):
     ("arguments", "message"),
     [
         ({"exponent": -0.5}, "`exponent` must be at least 0. Received: exponent=-0.5"),
-        ({"refresh_epochs": 0}, "`refresh_epochs` must be at least 1. Received: refresh_epochs=0"),
-        ({"batch_size": 0}, "`batch_size` must be above 0. Received: batch_size=0"),
+        (
+            {"refresh_epochs": 0},
+            "`refresh_epochs` must be an integer of at least 1. Received: refresh_epochs=0",
+        ),
+        (
+            {"batch_size": 0},
+            "`batch_size` must be an integer of at least 1. Received: batch_size=0",
+        ),
     ],
 )
 def test_bad_arguments(selectors, arguments, message):

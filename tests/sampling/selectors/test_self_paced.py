@@ -61,14 +61,20 @@ def test_the_config_gives_back_the_selector(selectors):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"warmup_epochs": 0}, "`warmup_epochs` must be at least 1. Received: warmup_epochs=0"),
+        (
+            {"warmup_epochs": 0},
+            "`warmup_epochs` must be an integer of at least 1. Received: warmup_epochs=0",
+        ),
         (
             {"epochs": 3, "warmup_epochs": 3},
             "`epochs` must be above `warmup_epochs`=3. Received: epochs=3",
         ),
         ({"first_share": 0.0}, "`first_share` must be in `(0, 1]`. Received: first_share=0.0"),
         ({"first_share": 1.1}, "`first_share` must be in `(0, 1]`. Received: first_share=1.1"),
-        ({"batch_size": 0}, "`batch_size` must be above 0. Received: batch_size=0"),
+        (
+            {"batch_size": 0},
+            "`batch_size` must be an integer of at least 1. Received: batch_size=0",
+        ),
     ],
 )
 def test_bad_arguments(selectors, arguments, message):

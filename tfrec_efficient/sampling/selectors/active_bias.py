@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from tfrec_efficient.sampling._arguments import check
+from tfrec_efficient.sampling._arguments import check_integer
 from tfrec_efficient.sampling._draw import Draws
 from tfrec_efficient.sampling._memory import ProbabilityMoments
 from tfrec_efficient.sampling.batch_selector import BatchSelector
-from tfrec_efficient.sampling.batch_selector import check
-from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class ActiveBias(BatchSelector):
@@ -27,7 +27,9 @@ class ActiveBias(BatchSelector):
         mode: `"sampling"` or `"weighting"`. Defaults to `"weighting"`.
         warmup_epochs: Epochs before the first that prefers samples, at least 1. Defaults to 15.
         smoothing: What every sample is preferred by, above 0. Defaults to 0.02.
-        **kwargs: `from_logits`, `seed` and `log_dir` of `tfrec.sampling.BatchSelector`.
+        from_logits: Whether the model's output is before the softmax or sigmoid. Defaults to False.
+        seed: An integer that decides all draws. Defaults to 0.
+        log_dir: Folder for TensorBoard, or None. Defaults to None.
 
     Raises:
         ValueError: An argument breaks a rule above.
@@ -46,9 +48,11 @@ class ActiveBias(BatchSelector):
         mode: str = "weighting",
         warmup_epochs: int = 15,
         smoothing: float = 0.02,
-        **kwargs: Any,
+        from_logits: bool = False,
+        seed: int = 0,
+        log_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, **kwargs)
+        super().__init__(batch_size, from_logits=from_logits, seed=seed, log_dir=log_dir)
         rule = 'one of "sampling" and "weighting"'
         check("mode", mode, mode in ("sampling", "weighting"), rule)
         check_integer("warmup_epochs", warmup_epochs, 1)

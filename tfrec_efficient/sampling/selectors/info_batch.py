@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from tfrec_efficient.sampling._arguments import check
+from tfrec_efficient.sampling._arguments import check_integer
 from tfrec_efficient.sampling._draw import Pass
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
-from tfrec_efficient.sampling.batch_selector import check
-from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class InfoBatch(BatchSelector):
@@ -26,7 +26,9 @@ class InfoBatch(BatchSelector):
         epochs: How many epochs training will have.
         prune_ratio: In `[0, 1)`. Defaults to 0.5.
         full_from: The share of epochs that prune, in `[0, 1]`. Defaults to 0.875.
-        **kwargs: `from_logits`, `seed` and `log_dir` of `tfrec.sampling.BatchSelector`.
+        from_logits: Whether the model's output is before the softmax or sigmoid. Defaults to False.
+        seed: An integer that decides all draws. Defaults to 0.
+        log_dir: Folder for TensorBoard, or None. Defaults to None.
 
     Raises:
         ValueError: An argument breaks a rule above.
@@ -44,9 +46,11 @@ class InfoBatch(BatchSelector):
         epochs: int = 100,
         prune_ratio: float = 0.5,
         full_from: float = 0.875,
-        **kwargs: Any,
+        from_logits: bool = False,
+        seed: int = 0,
+        log_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, **kwargs)
+        super().__init__(batch_size, from_logits=from_logits, seed=seed, log_dir=log_dir)
         check_integer("epochs", epochs, 1)
         check("prune_ratio", prune_ratio, 0 <= prune_ratio < 1, "in `[0, 1)`")
         check("full_from", full_from, 0 <= full_from <= 1, "in `[0, 1]`")

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from tfrec_efficient.sampling._arguments import check
+from tfrec_efficient.sampling._arguments import check_integer
+from tfrec_efficient.sampling._arguments import decayed
 from tfrec_efficient.sampling._draw import Draws
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
-from tfrec_efficient.sampling.batch_selector import check
-from tfrec_efficient.sampling.batch_selector import check_integer
-from tfrec_efficient.sampling.batch_selector import decayed
 
 
 class OnlineBatchSelection(BatchSelector):
@@ -25,7 +25,9 @@ class OnlineBatchSelection(BatchSelector):
         warmup_epochs: Epochs before the first that prefers samples. Defaults to 15.
         selection_pressure: How many times as often the first is drawn as the last, in the
             beginning; at least 1. Defaults to 100.0.
-        **kwargs: `from_logits`, `seed` and `log_dir` of `tfrec.sampling.BatchSelector`.
+        from_logits: Whether the model's output is before the softmax or sigmoid. Defaults to False.
+        seed: An integer that decides all draws. Defaults to 0.
+        log_dir: Folder for TensorBoard, or None. Defaults to None.
 
     Raises:
         ValueError: An argument breaks a rule above.
@@ -42,9 +44,11 @@ class OnlineBatchSelection(BatchSelector):
         epochs: int = 100,
         warmup_epochs: int = 15,
         selection_pressure: float = 100.0,
-        **kwargs: Any,
+        from_logits: bool = False,
+        seed: int = 0,
+        log_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, **kwargs)
+        super().__init__(batch_size, from_logits=from_logits, seed=seed, log_dir=log_dir)
         check_integer("warmup_epochs", warmup_epochs, 0)
         check_integer("epochs", epochs, 1)
         rule = f"above `warmup_epochs`={warmup_epochs}"

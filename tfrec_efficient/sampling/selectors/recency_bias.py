@@ -4,16 +4,16 @@ from typing import Any
 
 import numpy as np
 
+from tfrec_efficient.sampling._arguments import check
+from tfrec_efficient.sampling._arguments import check_integer
+from tfrec_efficient.sampling._arguments import decayed
 from tfrec_efficient.sampling._draw import Draws
 from tfrec_efficient.sampling._memory import LabelHistory
 from tfrec_efficient.sampling.batch_selector import BatchSelector
-from tfrec_efficient.sampling.batch_selector import check
-from tfrec_efficient.sampling.batch_selector import check_integer
-from tfrec_efficient.sampling.batch_selector import decayed
 
 
 class RecencyBias(BatchSelector):
-    """Draws the more often a sample, the less the model's last predictions of it agree.
+    """Draws a sample more often, the less the model's last predictions of it agree.
 
     Of each sample the last `window` predicted labels are kept, from the training forward passes.
     With p(y) the share of label y among them and k classes, the predictive uncertainty is
@@ -46,7 +46,9 @@ class RecencyBias(BatchSelector):
             without one as votes for class 0, as the authors' program does. Defaults to None.
         importance_weights: Whether the loss of a sample is divided by N times its chance of being
             drawn, so that gradients are of the average over all samples. Defaults to False.
-        **kwargs: `from_logits`, `seed` and `log_dir` of `tfrec.sampling.BatchSelector`.
+        from_logits: Whether the model's output is before the softmax or sigmoid. Defaults to False.
+        seed: An integer that decides all draws. Defaults to 0.
+        log_dir: Folder for TensorBoard, or None. Defaults to None.
 
     Raises:
         ValueError: An argument breaks a rule above.
@@ -80,9 +82,11 @@ class RecencyBias(BatchSelector):
         normalize: str = "classes",
         compat: str | None = None,
         importance_weights: bool = False,
-        **kwargs: Any,
+        from_logits: bool = False,
+        seed: int = 0,
+        log_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, **kwargs)
+        super().__init__(batch_size, from_logits=from_logits, seed=seed, log_dir=log_dir)
         check_integer("warmup_epochs", warmup_epochs, 0)
         check_integer("epochs", epochs, 1)
         rule = f"above `warmup_epochs`={warmup_epochs}"

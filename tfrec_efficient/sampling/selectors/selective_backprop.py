@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from tfrec_efficient.sampling._arguments import check
+from tfrec_efficient.sampling._arguments import check_integer
 from tfrec_efficient.sampling._draw import Pass
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
-from tfrec_efficient.sampling.batch_selector import check
-from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class SelectiveBackprop(BatchSelector):
@@ -25,7 +25,9 @@ class SelectiveBackprop(BatchSelector):
         exponent: How much larger losses are preferred, at least 0; about `1 / (1 + exponent)` of
             the samples are kept. Defaults to 1.0.
         refresh_epochs: At least 1. Defaults to 3.
-        **kwargs: `from_logits`, `seed` and `log_dir` of `tfrec.sampling.BatchSelector`.
+        from_logits: Whether the model's output is before the softmax or sigmoid. Defaults to False.
+        seed: An integer that decides all draws. Defaults to 0.
+        log_dir: Folder for TensorBoard, or None. Defaults to None.
 
     Raises:
         ValueError: An argument breaks a rule above.
@@ -41,9 +43,11 @@ class SelectiveBackprop(BatchSelector):
         batch_size: int = 128,
         exponent: float = 1.0,
         refresh_epochs: int = 3,
-        **kwargs: Any,
+        from_logits: bool = False,
+        seed: int = 0,
+        log_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, **kwargs)
+        super().__init__(batch_size, from_logits=from_logits, seed=seed, log_dir=log_dir)
         check("exponent", exponent, exponent >= 0, "at least 0")
         check_integer("refresh_epochs", refresh_epochs, 1)
         self.exponent = exponent

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from tfrec_efficient.sampling._arguments import check
+from tfrec_efficient.sampling._arguments import check_integer
 from tfrec_efficient.sampling._draw import Pass
 from tfrec_efficient.sampling._memory import LastLoss
 from tfrec_efficient.sampling.batch_selector import BatchSelector
-from tfrec_efficient.sampling.batch_selector import check
-from tfrec_efficient.sampling.batch_selector import check_integer
 
 
 class SelfPaced(BatchSelector):
@@ -23,7 +23,9 @@ class SelfPaced(BatchSelector):
         epochs: The epoch from which on all samples are shown, above `warmup_epochs`.
         warmup_epochs: Epochs that show all samples, to learn losses; at least 1. Defaults to 1.
         first_share: The share of samples to begin with, in `(0, 1]`. Defaults to 0.5.
-        **kwargs: `from_logits`, `seed` and `log_dir` of `tfrec.sampling.BatchSelector`.
+        from_logits: Whether the model's output is before the softmax or sigmoid. Defaults to False.
+        seed: An integer that decides all draws. Defaults to 0.
+        log_dir: Folder for TensorBoard, or None. Defaults to None.
 
     Raises:
         ValueError: An argument breaks a rule above.
@@ -39,9 +41,11 @@ class SelfPaced(BatchSelector):
         epochs: int = 100,
         warmup_epochs: int = 1,
         first_share: float = 0.5,
-        **kwargs: Any,
+        from_logits: bool = False,
+        seed: int = 0,
+        log_dir: str | None = None,
     ) -> None:
-        super().__init__(batch_size, **kwargs)
+        super().__init__(batch_size, from_logits=from_logits, seed=seed, log_dir=log_dir)
         check_integer("warmup_epochs", warmup_epochs, 1)
         check_integer("epochs", epochs, 1)
         rule = f"above `warmup_epochs`={warmup_epochs}"
