@@ -96,7 +96,7 @@ def test_transforms_change_no_batch(transform, shared, trained):
     shared.fit(model, dataset, selector, 4)
     expected, expected_model, _ = trained
     assert selector.log == expected.log
-    assert selector._planned().batches.tolist() == expected._planned().batches.tolist()
+    assert selector._planned().ids.tolist() == expected._planned().ids.tolist()
     for ours, theirs in zip(model.weights, expected_model.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
@@ -105,7 +105,7 @@ def test_seeds_decide_the_batches(shared):
     def batches(seed):
         selector = sampling.RandomBatches(batch_size=10, seed=seed)
         selector.dataset(shared.X, shared.Y)
-        return selector._planned().batches.tolist()
+        return selector._planned().ids.tolist()
 
     assert batches(1) == batches(1) != batches(2)
 
@@ -219,7 +219,7 @@ def test_several_fits_are_one_long_fit(shared, trained):
     assert selector.log == expected.log
     assert [entry["epoch"] for entry in selector.log] == [1, 2, 3, 4]
     assert {name: sum((part[name] for part in parts), []) for name in history} == history
-    assert selector._planned().batches.tolist() == expected._planned().batches.tolist()
+    assert selector._planned().ids.tolist() == expected._planned().ids.tolist()
     for ours, theirs in zip(model.weights, expected_model.weights, strict=True):
         assert ours.numpy().tolist() == theirs.numpy().tolist()
 
@@ -342,10 +342,10 @@ def test_the_state_of_imagenet_fits_into_40_megabytes():
     selector = tfrec.RecencyBias(batch_size=128, window=10)
     selector.dataset(np.zeros(size, np.uint8), np.arange(size) % 1000)
     plan = selector._planned()
-    selector.memory.append(plan.batches[0], np.full(128, 999.0, np.float32))
-    arrays = [*selector.memory.arrays().values(), selector.labels, plan.batches]
+    selector.memory.append(plan.batch(0), np.full(128, 999.0, np.float32))
+    arrays = [*selector.memory.arrays().values(), selector.labels, plan.ids, plan.factors]
     assert selector.memory.arrays()["ring"].dtype == np.uint16
-    assert plan.batches.shape == (10_000, 128)
+    assert plan.ids.shape == (10_000 * 128,)
     assert sum(array.nbytes for array in arrays) < 40e6
 
 
@@ -364,9 +364,12 @@ def test_a_config_makes_the_same_selector():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` must be above 0. Received: batch_size=0"),
-        ({"seed": -1}, "`seed` must be at least 0. Received: seed=-1"),
-        ({"window": 0}, "`window` must be at least 1. Received: window=0"),
+        (
+            {"batch_size": 0},
+            "`batch_size` must be an integer of at least 1. Received: batch_size=0",
+        ),
+        ({"seed": -1}, "`seed` must be an integer of at least 0. Received: seed=-1"),
+        ({"window": 0}, "`window` must be an integer of at least 1. Received: window=0"),
     ],
     ids=str,
 )

@@ -349,12 +349,6 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         del logs
-        if epoch and not self._epochs_done:
-            warnings.warn(
-                f"`initial_epoch` is {epoch}, but {type(self).__name__} remembers no epoch and "
-                "begins with its first. `load` takes up the state in a checkpoint.",
-                stacklevel=2,
-            )
         with self._leaving_on_error():
             self._begin_epoch(epoch)
 
@@ -362,6 +356,12 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         if self._complete_epoch is not None and epoch > self._complete_epoch:
             self._end_epoch()
         self._complete_epoch, self._epoch = None, epoch
+        if epoch and not self._epochs_done:
+            warnings.warn(
+                f"`initial_epoch` is {epoch}, but {type(self).__name__} remembers no epoch and "
+                "begins with its first. `load` takes up the state in a checkpoint.",
+                stacklevel=3,
+            )
         self._recording().clear()
         self._steps_read, self._is_begun, self._is_in_epoch = 0, False, True
         planned = self._planned().steps
