@@ -19,7 +19,7 @@ def test_a_batch_shows_no_sample_twice_and_an_epoch_may(selectors):
     selector = selectors.given(RandomBatches(4), 10)
     batches = selector._planned().batches
     assert np.shape(batches) == (3, 4)  # the last is as large as the others
-    assert all(len(set(batch)) == 4 for batch in batches.tolist())
+    assert all(len(set(batch)) == 4 for batch in np.array(batches).tolist())
     assert len(np.unique(batches)) < 12
 
 
