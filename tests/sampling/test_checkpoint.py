@@ -291,6 +291,30 @@ def test_the_state_of_another_selector_is_refused(make, words, shared, tmp_path)
     }
 
 
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda state: state.update(memory_ring=state["memory_ring"][:, 1:]), "must be whole"),
+        (lambda state: state.pop("memory_votes"), "must be whole"),
+        (lambda state: state.update(plan_ids=np.array([0, 50], np.int32)), "must be whole"),
+        (
+            lambda state: state.update(
+                about=np.frombuffer(state["about"].tobytes().replace(b'n": 1', b'n": 2'), np.uint8)
+            ),
+            "must have the format 1. Received: 2",
+        ),
+    ],
+)
+def test_a_spoilt_state_is_refused(spoil, words, shared):
+    selector = SELECTORS["RecencyBias"]()
+    selector.dataset(shared.X, shared.Y)
+    state = selector.export_state()
+    selector.import_state(state)
+    spoil(state)
+    with pytest.raises(ValueError, match=words):
+        selector.import_state(state)
+
+
 def test_the_state_of_another_dataset_is_refused(shared, tmp_path):
     selector = SELECTORS["RecencyBias"]()
     selector.dataset(shared.X[:40], shared.Y[:40])

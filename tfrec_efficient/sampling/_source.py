@@ -68,6 +68,38 @@ class Source:
         is_known = (self.labels != UNKNOWN) & (other.labels != UNKNOWN)
         return np.array_equal(self.labels[is_known], other.labels[is_known])
 
+    def epochs(self, begin: Callable[[], Any], batch_size: int, weighs: bool) -> tf.data.Dataset:
+        """A dataset of batches that asks `begin` at every iteration what to show.
+
+        `begin` returns the number of steps, the ids of all of them, and if `weighs` the factors of
+        their losses.
+        """
+
+        def epoch(_: tf.Tensor) -> tf.data.Dataset:
+            kinds = [tf.int64, tf.int32, tf.float32]
+            steps, ids, factors = tf.numpy_function(begin, [], kinds)
+            for values in (ids, factors):
+                values.set_shape([None])
+
+            def fetch(step: tf.Tensor) -> Any:
+                here = slice(step * batch_size, (step + 1) * batch_size)
+                batch = self.batch(ids[here])
+                if not weighs:
+                    return batch
+                factor = factors[here]
+                if len(batch) == 3:
+                    factor *= tf.cast(batch[2], tf.float32)
+                return (*batch[:2], factor)
+
+            calls = None if self.is_in_memory else tf.data.AUTOTUNE
+            return tf.data.Dataset.range(steps).map(fetch, num_parallel_calls=calls)
+
+        # One worker has all replicas; there are no files to share out among several.
+        options = tf.data.Options()
+        policy = tf.data.experimental.AutoShardPolicy.OFF
+        options.experimental_distribute.auto_shard_policy = policy
+        return tf.data.Dataset.from_tensors(0).flat_map(epoch).with_options(options)
+
     def batch(self, ids: tf.Tensor) -> Any:
         """The batch `(x, y)` or `(x, y, sample_weight)` of some ids, in the graph of a dataset."""
         flat = keras.tree.flatten(self._signature)

@@ -28,6 +28,9 @@ from tfrec_efficient.sampling._source import weakly
 # Iterations of the dataset without a `fit` that has the selector as a callback, before a warning.
 _SUSPICIOUS = 5
 
+# Of the state in a checkpoint.
+_VERSION = 1
+
 
 class BatchSelector(keras.callbacks.Callback, abc.ABC):
     """Chooses the batches of each epoch by what the model predicted in the epochs before.
@@ -192,8 +195,8 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
     ) -> tf.data.Dataset:
         """Returns the dataset to `fit`, of batches `(x, y)` or `(x, y, sample_weight)`.
 
-        Every iteration is one epoch. Labels are numbers of classes, one-hot, or 0
-        and 1 for a model with one output; rows that are shares of classes are of no class.
+        Every iteration is one epoch. Labels are numbers of classes, one-hot, or 0 and 1 for a model
+        with one output; rows that are shares of classes are of no class.
 
         Args:
             x: An array or a nested structure of arrays with one entry a sample; or a random-access
@@ -223,32 +226,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
             )
         self._source = source
 
-        begin = weakly(self._begin)
-
-        def epoch(_: tf.Tensor) -> tf.data.Dataset:
-            kinds = [tf.int64, tf.int32, tf.float32]
-            steps, ids, factors = tf.numpy_function(begin, [], kinds)
-            for values in (ids, factors):
-                values.set_shape([None])
-
-            def fetch(step: tf.Tensor) -> Any:
-                here = slice(step * self.batch_size, (step + 1) * self.batch_size)
-                batch = source.batch(ids[here])
-                if not self.gives_sample_weight:
-                    return batch
-                factor = factors[here]
-                if len(batch) == 3:
-                    factor *= tf.cast(batch[2], tf.float32)
-                return (*batch[:2], factor)
-
-            calls = None if source.is_in_memory else tf.data.AUTOTUNE
-            return tf.data.Dataset.range(steps).map(fetch, num_parallel_calls=calls)
-
-        # One worker has all replicas; there are no files to share out among several.
-        options = tf.data.Options()
-        policy = tf.data.experimental.AutoShardPolicy.OFF
-        options.experimental_distribute.auto_shard_policy = policy
-        dataset = tf.data.Dataset.from_tensors(0).flat_map(epoch).with_options(options)
+        dataset = source.epochs(weakly(self._begin), self.batch_size, self.gives_sample_weight)
         most = -(-source.size // self.batch_size)
         if isinstance(self._selection(), _draw.Draws):
             dataset = dataset.apply(tf.data.experimental.assert_cardinality(most))
@@ -515,6 +493,7 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
         if self._is_in_epoch and self._recorder is not None:
             self._read()
         about = {
+            "version": _VERSION,
             "identity": self._identity(),
             "classes": self._classes,
             "epochs_done": self._epochs_done,
@@ -538,6 +517,11 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                 another size.
         """
         about = json.loads(state["about"].tobytes())
+        if about.get("version") != _VERSION:
+            raise ValueError(
+                f"The saved selector must have the format {_VERSION}. "
+                f"Received: {about.get('version')}"
+            )
         ours, theirs = json.loads(_to_json(self._identity())), about["identity"]
         for name in ours:
             if ours[name] != theirs.get(name):
@@ -545,15 +529,20 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                     f"The saved selector must be like this one, with {name}={ours[name]}. "
                     f"Received: {name}={theirs.get(name)}"
                 )
+        memory = {name[7:]: array for name, array in state.items() if name.startswith("memory_")}
+        ids = state.get("plan_ids", np.zeros(1, np.int32))
+        is_whole = ids.min() >= 0 and ids.max() < len(self.labels)
+        for name, array in self.memory.arrays().items():
+            is_whole &= name in memory and memory[name].shape == array.shape
+        if not is_whole:
+            raise ValueError("The saved selector must be whole. Received: other arrays than it has")
         with self._planning:
-            self.memory.restore(
-                {name[7:]: array for name, array in state.items() if name.startswith("memory_")}
-            )
+            self.memory.restore(memory)
             self._classes, self._epochs_done = about["classes"], about["epochs_done"]
             self.log = about["log"]
             self._plan, self._is_in_epoch, self._complete_epoch = None, False, None
             if "plan_ids" in state:
-                ids, self._steps_read = state["plan_ids"], about["steps_read"]
+                self._steps_read = about["steps_read"]
                 self._plan = _draw.Plan(ids, state["plan_factors"], self.batch_size)
                 # Keras may count it as ended or not; what it begins next will tell.
                 if self._steps_read == self._plan.steps:
