@@ -444,8 +444,10 @@ DATASETS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 3])
-@pytest.mark.parametrize("what", DATASETS)
+@pytest.mark.parametrize(
+    ("what", "steps_per_execution"),
+    [*((what, 1) for what in DATASETS), ("other", 3), ("repeated", 3), ("steps", 3)],
+)
 def test_a_dataset_that_is_not_as_it_was_returned(what, steps_per_execution, shared):
     make, arguments, message = DATASETS[what]
     selector = recency_bias()
@@ -472,3 +474,107 @@ def test_epochs_of_any_length_need_a_dataset_of_known_size(shared):
     assert not ADDED & set(vars(model))
     shared.fit(model, dataset, selector, 2)
     assert [round(50 * entry["share_shown"]) for entry in selector.log] == [45, 50, 5, 10, 15]
+
+
+def test_epochs_of_any_length_can_be_transformed_by_dataset(shared):
+    scores = []
+    for transform in (None, lambda dataset: dataset.map(lambda x, y: (x + 0.0, y))):
+        selector = Growing(batch_size=10)
+        dataset = selector.dataset(shared.X, shared.Y, transform=transform)
+        model = shared.compiled(shared.small_model(), 0.5)
+        for _ in range(2):  # the second begins with an epoch of one step
+            shared.fit(model, dataset, selector, 3)
+        scores.append(selector.log)
+    assert scores[0] == scores[1]
+    assert [round(50 * entry["share_shown"]) for entry in scores[0]] == [45, 50, 5, 10, 15, 20]
+
+
+FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("loss", "from_logits", "received"),
+    [
+        (FROM_LOGITS, False, "loss, True. Received: from_logits=False"),
+        ("sparse_categorical_crossentropy", True, "loss, False. Received: from_logits=True"),
+        (keras.losses.SparseCategoricalCrossentropy(), False, None),
+        (FROM_LOGITS, True, None),
+        (lambda y, y_pred: FROM_LOGITS(y, y_pred), True, None),  # of which nothing is known
+    ],
+    ids=str,
+)
+def test_the_loss_says_whether_outputs_are_logits(loss, from_logits, received, shared):
+    activation = None if from_logits else "softmax"
+    model = shared.compiled(shared.small_model(activation=activation), loss=loss)
+    selector = recency_bias(from_logits=from_logits)
+    dataset = selector.dataset(shared.X, shared.Y)
+    if received is None:
+        shared.fit(model, dataset, selector)
+        return
+    with pytest.raises(ValueError, match=f"`from_logits` must be that of the model's {received}"):
+        shared.fit(model, dataset, selector)
+    assert not ADDED & set(vars(model))
+
+
+def test_training_by_others_while_fit_runs_is_an_error(shared):
+    class Meddle(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            self.model.train_on_batch(shared.X, shared.Y)
+
+    model = shared.compiled(shared.small_model())
+    selector = recency_bias()
+    with pytest.raises(ValueError, match="must not be trained by others while `fit` runs"):
+        shared.fit(model, selector.dataset(shared.X, shared.Y), selector, callbacks=[Meddle()])
+    assert not ADDED & set(vars(model))
+
+
+def test_a_run_that_keras_ends_for_nan_ends_without_an_error(shared):
+    model = shared.compiled(shared.small_model(), 1e30)
+    selector = recency_bias()
+    dataset = selector.dataset(1e9 * shared.X, shared.Y)
+    shared.fit(model, dataset, selector, 3, callbacks=[keras.callbacks.TerminateOnNaN()])
+    assert len(selector.log) == 1
+    assert not ADDED & set(vars(model))
+
+
+def test_a_selector_that_was_forgotten_is_missed(shared):
+    dataset = recency_bias().dataset(shared.X, shared.Y)
+    for _ in range(4):
+        list(dataset)
+    with pytest.warns(UserWarning, match="Is the selector among the callbacks of `fit`?"):
+        list(dataset)
+
+
+def test_a_run_that_does_not_begin_at_the_beginning_is_told(shared):
+    model = shared.compiled(shared.small_model())
+    selector = recency_bias()
+    dataset = selector.dataset(shared.X, shared.Y)
+    with pytest.warns(UserWarning, match="`initial_epoch` is 2, but RecencyBias remembers no ep"):
+        shared.fit(model, dataset, selector, 3, initial_epoch=2)
+    shared.fit(model, dataset, selector, 4, initial_epoch=3)  # it remembers one
+    assert len(selector.log) == 2
+
+
+class Fickle(sampling.RandomBatches):
+    def select(self, epoch):
+        return sampling.Draws() if epoch < 2 else sampling.Pass(np.arange(50))
+
+
+class Untold(sampling.RandomBatches):
+    def select(self, epoch):
+        return sampling.Draws(None, np.ones(50, np.float32) if epoch > 1 else None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Fickle, "`select` must always return Draws, as it did before. Received: Pass"),
+        (Untold, "Received: Untold.gives_sample_weight=False"),
+    ],
+)
+def test_a_selector_must_keep_its_kind(kind, message, shared):
+    selector = kind(batch_size=10)
+    model = shared.compiled(shared.small_model())
+    with pytest.raises(ValueError, match=message):
+        shared.fit(model, selector.dataset(shared.X, shared.Y), selector, 2)
+    assert not ADDED & set(vars(model))
