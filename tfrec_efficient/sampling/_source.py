@@ -94,8 +94,11 @@ class Source:
             calls = None if self.is_in_memory else tf.data.AUTOTUNE
             return tf.data.Dataset.range(steps).map(fetch, num_parallel_calls=calls)
 
-        # One worker has all replicas; there are no files to share out among several.
         options = tf.data.Options()
+        # There is little to tune, and stopping the tuner may take TensorFlow up to a minute, which
+        # happens at the end of an epoch.
+        options.autotune.enabled = False
+        # One worker has all replicas; there are no files to share out among several.
         policy = tf.data.experimental.AutoShardPolicy.OFF
         options.experimental_distribute.auto_shard_policy = policy
         return tf.data.Dataset.from_tensors(0).flat_map(epoch).with_options(options)

@@ -313,9 +313,6 @@ class BatchSelector(keras.callbacks.Callback, abc.ABC):
                     "The strategy must have one worker, which sees all predictions. "
                     f"Received: {type(self.model.distribute_strategy).__name__}"
                 )
-            replicas = self.model.distribute_strategy.num_replicas_in_sync
-            rule = f"a multiple of the number of replicas, {replicas}"
-            check("batch_size", self.batch_size, self.batch_size % replicas == 0, rule)
             loss = self.model.loss
             is_named = isinstance(loss, str) and loss.endswith("crossentropy")
             expected = getattr(loss, "from_logits", False if is_named else None)
