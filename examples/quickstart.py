@@ -10,23 +10,19 @@ A user, an item and the item's genres meet in a small factorization machine over
 With `--selector recency` the callback `RecencyBias` chooses what each epoch shows.
 """
 
-import argparse
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import tensorflow as tf
+from baseline import click_probability
 from learning_curve import draw
 
 import tfrec_efficient as tfrec
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("seed", type=int, nargs="?", default=0)
-parser.add_argument("--selector", choices=["shuffle", "recency"], default="shuffle")
-asked = parser.parse_args()
-keras.utils.set_random_seed(asked.seed)
-epochs = 13
+seed = int(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1].isdigit() else 0
+keras.utils.set_random_seed(seed)
 output = "quickstart_output"
 
 # ---- Raw features, and the rows to train and to test on.
@@ -53,10 +49,8 @@ def encode(user_id, item_id, genres):
 def batches(rows, selector=None):
     """Returns a dataset of (ids, clicks), in a new order each epoch or as `selector` wants it."""
     samples = {name: values[rows] for name, values in raw.items()}, clicks[rows]
-    if selector:
-        data = selector.dataset(*samples)
-    else:
-        data = tf.data.Dataset.from_tensor_slices(samples).shuffle(len(rows)).batch(256)
+    data = tf.data.Dataset.from_tensor_slices(samples).shuffle(len(rows)).batch(256)
+    data = selector.dataset(*samples) if selector else data
     return data.map(lambda x, y: (encode(**x), y)).prefetch(2)
 
 
@@ -71,25 +65,12 @@ logit += tfrec.EmbeddingBag(users.vocabulary_size(), 1, combiner=None)(ids["user
 logit += tfrec.EmbeddingBag(items.vocabulary_size(), 1, combiner=None)(ids["item"])
 model = keras.Model(ids, keras.ops.sigmoid(logit))
 model.compile(keras.optimizers.Adam(2e-3), "bce", metrics=[keras.metrics.AUC(2000, name="auc")])
-if asked.selector == "recency":
-    selector = tfrec.RecencyBias(256, epochs, warmup_epochs=4, seed=asked.seed)
-    given = {"x": batches(train, selector), "callbacks": [selector]}
-else:
-    given = {"x": batches(train)}
-history = model.fit(**given, validation_data=batches(test), epochs=epochs, shuffle=False).history
-
+selector = tfrec.RecencyBias(256, 13, 4, seed=seed) if "recency" in sys.argv else None
+data = {"x": batches(train, selector), "validation_data": batches(test)}
+history = model.fit(**data, epochs=13, callbacks=selector, shuffle=False).history
 
 # ---- The honest baseline: how much this user clicks, and how much this item is clicked.
-def log_odds(key):
-    """Returns the log-odds of a click for each test row, smoothed with ten average rows."""
-    shown = np.bincount(key[train], minlength=key.max() + 1)
-    clicked = np.bincount(key[train], clicks[train], minlength=key.max() + 1)
-    rate = (clicked + 10 * clicks[train].mean()) / (shown + 10)
-    return np.log(rate / (1 - rate))[key[test]]
-
-
-average = np.log(clicks[train].mean() / (1 - clicks[train].mean()))
-guess = keras.ops.sigmoid(log_odds(raw["user_id"]) + log_odds(raw["item_id"]) - average)
+guess = click_probability((raw["user_id"], raw["item_id"]), clicks, train, test)
 auc = float(keras.metrics.AUC(2000)(clicks[test], guess))
 loss = float(keras.losses.BinaryCrossentropy()(clicks[test], guess))
 print(f"baseline: test AUC {auc:.4f}, log loss {loss:.4f}")

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -167,8 +168,9 @@ def test_epochs_may_grow_and_shrink(shared):
     selector = Growing(batch_size=10)
     plans = shared.Plans(selector)
     model = shared.compiled(shared.small_model())
-    dataset = selector.dataset(shared.X, shared.Y)
+    dataset, filters = selector.dataset(shared.X, shared.Y), warnings.filters[:]
     history = shared.fit(model, dataset, selector, 6, callbacks=[plans]).history
+    assert warnings.filters == filters
     sizes = [[len(ids) for ids in plans.epochs[epoch]] for epoch in range(6)]
     assert sizes == [[10, 10, 10, 10, 5], [10] * 5, [5], [10], [10, 5], [10, 10]]
     assert history["share_shown"] == pytest.approx([0.9, 1.0, 0.1, 0.2, 0.3, 0.4])
@@ -224,10 +226,11 @@ def test_several_fits_are_one_long_fit(shared, trained):
         assert ours.numpy().tolist() == theirs.numpy().tolist()
 
 
-def test_validation_in_between_is_not_recorded(shared, trained):
+@pytest.mark.parametrize("arguments", [{"steps_per_execution": 2}, {"run_eagerly": True}])
+def test_validation_in_between_is_not_recorded(arguments, shared, trained):
     expected, _, _ = trained
     selector = recency_bias()
-    model = shared.compiled(shared.small_model(), 0.5, steps_per_execution=2)
+    model = shared.compiled(shared.small_model(), 0.5, **arguments)
     dataset = selector.dataset(shared.X, shared.Y)
     validation = (shared.X[::-1], (shared.Y + 1) % 3)
     history = shared.fit(model, dataset, selector, 4, validation_data=validation).history
