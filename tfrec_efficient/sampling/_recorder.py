@@ -243,24 +243,29 @@ def _probabilities(y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
 def _observe_label(y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
     if y_pred.shape[1] > 1:
         label = tf.argmax(y_pred, axis=1)
+        watched = tf.gather(y_pred, label, batch_dims=1)
     else:
-        label = y_pred[:, 0] >= (0.0 if from_logits else 0.5)
-    return _or_fault(tf.cast(label, tf.float32), y_pred, from_logits)
+        watched = y_pred[:, 0]
+        label = watched >= (0.0 if from_logits else 0.5)
+    return _or_fault(tf.cast(label, tf.float32), watched, y_pred, from_logits)
 
 
 def _observe_probability(y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
     found = _of_label(y, _probabilities(y_pred, from_logits))
-    return _or_fault(tf.clip_by_value(found, 0.0, 1.0), y_pred, from_logits)
+    return _or_fault(tf.clip_by_value(found, 0.0, 1.0), found, y_pred, from_logits)
 
 
 def _observe_loss(y: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
-    if not from_logits:
-        logs = tf.math.log(tf.maximum(_probabilities(y_pred, False), keras.config.epsilon()))
-    elif y_pred.shape[1] > 1:
-        logs = tf.nn.log_softmax(y_pred)
-    else:
-        logs = tf.math.log_sigmoid(tf.concat([-y_pred, y_pred], axis=1))
-    return _or_fault(tf.maximum(-_of_label(y, logs), 0.0), y_pred, from_logits)
+    if from_logits:
+        if y_pred.shape[1] > 1:
+            logs = tf.nn.log_softmax(y_pred)
+        else:
+            logs = tf.math.log_sigmoid(tf.concat([-y_pred, y_pred], axis=1))
+        return _or_fault(tf.maximum(-_of_label(y, logs), 0.0), 0.0, y_pred, from_logits)
+    probabilities = _probabilities(y_pred, False)
+    logs = tf.math.log(tf.maximum(probabilities, keras.config.epsilon()))
+    loss = tf.maximum(-_of_label(y, logs), 0.0)
+    return _or_fault(loss, _of_label(y, probabilities), y_pred, from_logits)
 
 
 _OBSERVE = {"label": _observe_label, "probability": _observe_probability, "loss": _observe_loss}
@@ -275,10 +280,13 @@ def _of_label(y: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.cast(y, values.dtype) * values, axis=1)
 
 
-def _or_fault(value: tf.Tensor, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
-    """`value`, or what is wrong with a prediction, which is below zero."""
+def _or_fault(value: tf.Tensor, watched: Any, y_pred: tf.Tensor, from_logits: bool) -> tf.Tensor:
+    """`value`, or what is wrong with a prediction, which is below zero.
+
+    Of probabilities one a sample is looked at, `watched`: to look at all costs as much as the rest.
+    """
     if not from_logits:
-        outside = (y_pred < -1e-3) | (y_pred > 1 + 1e-3)
-        value = tf.where(tf.reduce_any(outside, axis=1), NO_PROBABILITY, value)
-    finite = tf.reduce_all(tf.math.is_finite(y_pred), axis=1)
-    return tf.where(finite, value, NOT_FINITE)
+        outside = (watched < -1e-3) | (watched > 1 + 1e-3)
+        value = tf.where(outside, NO_PROBABILITY, value)
+    # A sum is finite only if all of it is.
+    return tf.where(tf.math.is_finite(tf.reduce_sum(y_pred, axis=1)), value, NOT_FINITE)
