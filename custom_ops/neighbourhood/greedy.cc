@@ -6,6 +6,8 @@
 #include <queue>
 #include <utility>
 
+#include "custom_ops/neighbourhood/neighbours.h"
+
 namespace tfrec {
 namespace {
 
@@ -57,6 +59,7 @@ double Gain(double decay, double decay_of_addition) {
 struct Block {
   std::vector<Candidate> candidates;
   Candidate bound = kNone;
+  int64_t first = 0;  // position of the first one among the candidates of all classes
 };
 
 std::vector<Block> LeadingCandidates(const Selection& selection, const std::vector<double>& gains,
@@ -82,6 +85,20 @@ std::vector<Block> LeadingCandidates(const Selection& selection, const std::vect
     all.shrink_to_fit();
   }
   return blocks;
+}
+
+// The neighbours of points among themselves, by their positions in `members`.
+std::vector<std::vector<Neighbour>> Among(const Points& points, const std::vector<int64_t>& members,
+                                          const Parallel& parallel) {
+  const int64_t count = members.size();
+  std::vector<float> rows(count * points.Dim());
+  for (int64_t k = 0; k < count; ++k) {
+    std::copy_n(points.Row(members[k]), points.Dim(), rows.data() + k * points.Dim());
+  }
+  const Points some(rows.data(), count, points.Dim(), points.Threshold(), points.InstructionSet(),
+                    parallel);
+  std::vector<int64_t> degrees(count);
+  return FindNeighbours(some, 0, count, count, parallel, degrees.data());
 }
 
 }  // namespace
@@ -114,33 +131,40 @@ void ChooseByOwnGain(const Points& points, const Parallel& parallel, int64_t pic
       }
     });
     std::vector<Block> blocks = LeadingCandidates(*selection, log_gains, left);
-    for (const Block& block : blocks) {
-      for (const Candidate& candidate : block.candidates) is_candidate[candidate.point] = 1;
+    std::vector<Candidate*> candidates;
+    std::vector<int64_t> members;
+    for (Block& block : blocks) {
+      block.first = members.size();
+      for (Candidate& candidate : block.candidates) {
+        candidates.push_back(&candidate);
+        members.push_back(candidate.point);
+      }
     }
+    for (const int64_t point : members) is_candidate[point] = 1;
+    const std::vector<std::vector<Neighbour>> neighbours = Among(points, members, parallel);
 
     // Picks, until a point outside the block may lead. Only candidates learn of a pick at once.
     std::vector<int64_t> round;
     while (done < picks) {
       const int64_t turn = Turn(left, *selection);
-      std::vector<Candidate>& candidates = blocks[turn].candidates;
-      Candidate best = kNone;
-      for (const Candidate& candidate : candidates) {
-        if (!selection->chosen[candidate.point] && candidate.Leads(best)) best = candidate;
+      const Block& block = blocks[turn];
+      const Candidate* best = &kNone;
+      for (const Candidate& candidate : block.candidates) {
+        if (!selection->chosen[candidate.point] && candidate.Leads(*best)) best = &candidate;
       }
-      if (best.point == kNone.point || blocks[turn].bound.Leads(best)) break;
-      picked[done] = best.point;
-      gains[done++] = std::exp(best.gain);
-      round.push_back(best.point);
-      selection->chosen[best.point] = 1;
+      if (best == &kNone || block.bound.Leads(*best)) break;
+      picked[done] = best->point;
+      gains[done++] = std::exp(best->gain);
+      round.push_back(best->point);
+      selection->chosen[best->point] = 1;
       selection->next_class = (turn + 1) % selection->num_classes;
       --left[turn];
-      for (Block& block : blocks) {
-        for (Candidate& candidate : block.candidates) {
-          const float similarity = points.Similarity(best.point, candidate.point);
-          if (similarity <= points.Threshold()) continue;
-          coverage[candidate.point] += similarity * selection->confidences[best.point];
-          candidate.gain = gain_of(candidate.point);
-        }
+      const double confidence = selection->confidences[best->point];
+      const int64_t place = block.first + (best - block.candidates.data());
+      for (const Neighbour& neighbour : neighbours[place]) {
+        Candidate* const candidate = candidates[neighbour.point];
+        coverage[candidate->point] += neighbour.similarity * confidence;
+        candidate->gain = gain_of(candidate->point);
       }
     }
 
@@ -152,9 +176,7 @@ void ChooseByOwnGain(const Points& points, const Parallel& parallel, int64_t pic
         coverage[point] += similarity * selection->confidences[queries.points[q]];
       });
     });
-    for (const Block& block : blocks) {
-      for (const Candidate& candidate : block.candidates) is_candidate[candidate.point] = 0;
-    }
+    for (const int64_t point : members) is_candidate[point] = 0;
   }
 }
 

@@ -137,6 +137,7 @@ Points::Points(const float* rows, int64_t count, int64_t dim, float threshold, I
       dim_(dim),
       pairs_((dim + 1) / 2),
       threshold_(std::max(threshold, kLeastThreshold)),
+      isa_(isa),
       scan_(SelectScan(isa)),
       inverse_norms_(count),
       packed_(Tiles() * kTile * pairs_ * 2) {

@@ -39,6 +39,9 @@ class Points {
          const Parallel& parallel);
 
   int64_t Count() const { return count_; }
+  int64_t Dim() const { return dim_; }
+  const float* Row(int64_t point) const { return rows_ + point * dim_; }
+  Isa InstructionSet() const { return isa_; }
   int64_t Tiles() const { return (count_ + kTile - 1) / kTile; }
   float Similarity(int64_t a, int64_t b) const;
   float Threshold() const { return threshold_; }
@@ -86,6 +89,7 @@ class Points {
   int64_t pairs_;  // of columns; where their number is odd, the last is filled with zeros
   float threshold_;
   int32_t least_;
+  Isa isa_;
   Scan scan_;
   std::vector<double> inverse_norms_;
   std::vector<int16_t> packed_;

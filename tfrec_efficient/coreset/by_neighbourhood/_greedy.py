@@ -97,7 +97,7 @@ def run(
 ) -> Choice:
     """Calls `step(choice, more)` until there are `picks`, and saves the choice after each."""
     bar = keras.utils.Progbar(picks, verbose=verbose, unit_name="pick")
-    more = 1_000
+    more = 4_096
     while len(choice.picked) < picks:
         more = min(more, picks - len(choice.picked))
         begun = time.perf_counter()
