@@ -26,6 +26,7 @@ def make_selectors(fraction, seed):
         "uniform_balanced": lambda: coreset.Uniform(fraction, balanced=True, seed=seed),
         "prune4rel": lambda: prune4rel(fraction, verbose=0),
         "prune4rel_own": lambda: prune4rel(fraction, gain="own", verbose=0),
+        "prune4rel_highest": lambda: prune4rel(fraction, verbose=0),
         # The settings of the authors' scripts.
         "prune4rel_paper": lambda: prune4rel(fraction, 0.975, "own", verbose=0),
         "small_loss": lambda: coreset.SmallLoss(fraction, balanced=True),
@@ -41,6 +42,16 @@ def make_selectors(fraction, seed):
 
 
 METHODS = tuple(make_selectors(1.0, 0))
+# Those that rely on the highest probability of a sample, as in the paper, and not on its label's.
+_BY_HIGHEST = ("prune4rel_highest", "prune4rel_paper")
+
+
+def choose(method, fraction, seed, scores, events):
+    """The selector of a method, fitted; None for all of the data."""
+    selector = make_selectors(fraction, seed)[method]()
+    if method in _BY_HIGHEST:
+        return selector.fit(scores.embeddings, scores.confidences, scores.labels)
+    return scores.fit(selector, events) if selector else None
 
 
 def network():
@@ -65,12 +76,19 @@ def standardized(images):
 def weak(x):
     """Mirrors every other image, and moves each by up to four pixels."""
     count, side = tf.shape(x)[0], x.shape[1]
-    x = tf.where(tf.random.uniform([count, 1, 1, 1]) < 0.5, x[:, :, ::-1], x)
-    x = tf.pad(x, [[0, 0], [4, 4], [4, 4], [0, 0]])
-    for axis in (1, 2):
-        first = tf.random.uniform([count, 1], 0, 9, tf.int32)
-        x = tf.gather(x, first + tf.range(side), axis=axis, batch_dims=1)
-    return x
+    is_mirrored = tf.cast(tf.random.uniform([count]) < 0.5, tf.float32)
+    moves = [tf.cast(tf.random.uniform([count], -4, 5, tf.int32), tf.float32) for _ in range(2)]
+    zero, one = tf.zeros([count]), tf.ones([count])
+    # Where each pixel comes from: its column, and its row, as rows of a matrix.
+    column = [1 - 2 * is_mirrored, zero, moves[0] + is_mirrored * (side - 1)]
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=x,
+        transforms=tf.stack([*column, zero, one, moves[1], zero, zero], axis=1),
+        output_shape=[side, side],
+        fill_value=0.0,
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )
 
 
 def strong(x):
@@ -118,13 +136,15 @@ def warm_up(noise, seed, folder):
 
 
 class Accuracy(keras.callbacks.Callback):
-    """The accuracy on the test images after each epoch."""
+    """The accuracy on the test images after every second epoch."""
 
     def __init__(self, x, y):
         super().__init__()
         self.x, self.y, self.of_epochs = x, y, []
 
     def on_epoch_end(self, epoch, logs=None):
+        if epoch % 2 == 0:
+            return
         guesses = self.model.predict(self.x, batch_size=1000, verbose=0).argmax(axis=-1)
         self.of_epochs.append(float((guesses == self.y).mean()))
 
@@ -134,10 +154,8 @@ def run(learner, noise, method, fraction, seed, folder):
     images, labels = _cifar10n.training()
     scores, events = warm_up(noise, seed, folder)
     begun = time.process_time()
-    selector = make_selectors(fraction, seed)[method]()
-    kept = np.arange(len(images))
-    if selector:
-        kept = np.sort(scores.fit(selector, events).indices_)
+    selector = choose(method, fraction, seed, scores, events)
+    kept = np.sort(selector.indices_) if selector else np.arange(len(images))
     choosing = time.process_time() - begun
 
     keras.utils.set_random_seed(1000 + seed)
@@ -160,6 +178,7 @@ def run(learner, noise, method, fraction, seed, folder):
         "noise_of_choice": float((labels[noise][kept] != labels["clean"][kept]).mean()),
         "noise_of_data": float((labels[noise] != labels["clean"]).mean()),
         "confidence": float(scores.confidences[kept].mean()),
+        "label_confidence": float(scores.label_confidences[kept].mean()),
         "classes": np.bincount(labels[noise][kept], minlength=10).tolist(),
         "choosing_cpu_seconds": choosing,
         "training_cpu_seconds": time.process_time() - begun,

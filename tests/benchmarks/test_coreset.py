@@ -142,13 +142,20 @@ def test_the_table_of_scale_says_what_was_found(capsys):
     million = {"seconds": 600, "cpu_seconds": 900, "peak_gb": 2.345}
     scale.report(
         {
-            "order": {"1.1": {"same_order": 0.5, "own": times, "one_product": times, "as_published": times}},
+            "order": {
+                "1.1": {
+                    "same_order": 0.5,
+                    "own": times,
+                    "one_product": times,
+                    "as_published": times,
+                }
+            },
             "peers": {"apricot": {**times, "objective": {"tanh": 12.3456, "inverse": 7.0}}},
             "million_full": {**million, "mean_degree": 20.04, "objective": 0.51},
         }
     )
     order, peer, of_million = capsys.readouterr().out.splitlines()
-    assert "degree 1.1: 2.00 s (CPU 2.50 s), one product per pick 15.2x (14.0-16.0)" in order
+    assert "degree 1.1: 2.00 s (CPU 2.50 s); one product per pick takes 15.2x (14.0-16.0)" in order
     assert order.endswith("50.00% of the picks in the same order")
     assert "2000.0 ms (15.2x (14.0-16.0)); utility 12.346, as x / (1 + x) 7.000" in peer
     assert "full: 10.0 minutes (CPU 15.0), 2.35 GB at most, degree 20.0" in of_million
@@ -281,7 +288,7 @@ def few_images(monkeypatch):
     monkeypatch.setattr(_cifar10n, "_table", lambda name: table(name)[:200])
     for name in ("training", "test"):
         monkeypatch.setattr(_cifar10n, name, getattr(_cifar10n, name).__wrapped__)
-    monkeypatch.setattr(quality, "EPOCHS", 2)
+    monkeypatch.setattr(quality, "EPOCHS", 4)
     monkeypatch.setattr(quality, "WARMUP_EPOCHS", 1)
     return _cifar10n
 

@@ -11,12 +11,12 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from tfrec_efficient.coreset import filters
-from tfrec_efficient.coreset._fingerprint import fingerprint
 from tfrec_efficient.coreset.coreset_selector import CoresetSelector
 from tfrec_efficient.coreset.filters import keep
 from tfrec_efficient.coreset.filters import select
 from tfrec_efficient.coreset.filters import with_index
-from tfrec_efficient.coreset.warmup_scores import warmup_scores
+from tfrec_efficient.coreset.scores._fingerprint import fingerprint
+from tfrec_efficient.coreset.scores.warmup_scores import warmup_scores
 from tfrec_efficient.testing import run_dataset_transform_test
 
 SIZE = 23
@@ -27,7 +27,7 @@ CHOSEN = [7, 2, 20, 11]
 
 
 class Unconfident(CoresetSelector):
-    """Chooses those of the lowest confidence."""
+    """Chooses those in whose labels the model believes least."""
 
     requires = ("confidences", "embeddings")
 
@@ -349,7 +349,7 @@ def test_it_trains_scores_and_chooses(kind):
         (weight.numpy() != old).any() for weight, old in zip(model.weights, before, strict=True)
     )
     # The scores are those of the model as it is now.
-    confidences = model.predict(X, verbose=0).max(axis=1)
+    confidences = model.predict(X, verbose=0)[np.arange(SIZE), Y]
     assert selector.indices_.tolist() == np.argsort(confidences)[:5].tolist()
     assert selector.samples_ == SIZE
     assert labels_of(kept) == Y[np.sort(selector.indices_)].tolist()
@@ -371,16 +371,14 @@ def test_a_model_that_has_learned_before_is_not_trained():
     selected(selector, model, warmup_epochs=0)
     for weight, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)
-    assert (
-        selector.indices_.tolist()
-        == np.argsort(model.predict(X, verbose=0).max(axis=1))[:5].tolist()
-    )
+    confidences = model.predict(X, verbose=0)[np.arange(SIZE), Y]
+    assert selector.indices_.tolist() == np.argsort(confidences)[:5].tolist()
 
 
 def test_a_view_is_scored_and_the_dataset_stays_plain():
     model, selector = small_model(), Unconfident(5)
     kept = selected(selector, model, view=lambda x, y: (-x, y))
-    confidences = model.predict(-X, verbose=0).max(axis=1)
+    confidences = model.predict(-X, verbose=0)[np.arange(SIZE), Y]
     assert selector.indices_.tolist() == np.argsort(confidences)[:5].tolist()
     for (x, _), i in zip(kept, np.sort(selector.indices_), strict=True):
         np.testing.assert_array_equal(x, X[i])

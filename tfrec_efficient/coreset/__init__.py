@@ -17,9 +17,9 @@ from tfrec_efficient.coreset.coreset_selector import CoresetSelector as CoresetS
 from tfrec_efficient.coreset.filters import keep as keep
 from tfrec_efficient.coreset.filters import select as select
 from tfrec_efficient.coreset.filters import with_index as with_index
-from tfrec_efficient.coreset.forgetting_counter import ForgettingCounter as ForgettingCounter
 from tfrec_efficient.coreset.learners.divide_mix import DivideMix as DivideMix
 from tfrec_efficient.coreset.learners.elr_plus import ELRPlus as ELRPlus
 from tfrec_efficient.coreset.learners.sop_plus import SOPPlus as SOPPlus
-from tfrec_efficient.coreset.warmup_scores import WarmupScores as WarmupScores
-from tfrec_efficient.coreset.warmup_scores import warmup_scores as warmup_scores
+from tfrec_efficient.coreset.scores.forgetting_counter import ForgettingCounter as ForgettingCounter
+from tfrec_efficient.coreset.scores.warmup_scores import WarmupScores as WarmupScores
+from tfrec_efficient.coreset.scores.warmup_scores import warmup_scores as warmup_scores

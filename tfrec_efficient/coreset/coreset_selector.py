@@ -92,8 +92,8 @@ class CoresetSelector(abc.ABC):
         Args:
             embeddings: Real numbers of shape `(samples, dim)`: what the layer before the last one
                 makes of each sample. May be memory-mapped.
-            confidences: Numbers in `[0, 1]` of shape `(samples,)`: the highest of the
-                probabilities that the model gives to the classes.
+            confidences: Numbers in `[0, 1]` of shape `(samples,)`: how far the model believes in
+                each sample, such as the probability that it gives to the label.
             labels: Integers from 0 of shape `(samples,)`: the classes, right or wrong.
             probabilities: Numbers in `[0, 1]` of shape `(samples, classes)`.
             forgetting_events: Integers from 0 of shape `(samples,)`: how often a sample went from

@@ -13,11 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrec_efficient.coreset._fingerprint import fingerprint
 from tfrec_efficient.coreset.coreset_selector import CoresetSelector
-from tfrec_efficient.coreset.forgetting_counter import ForgettingCounter
-from tfrec_efficient.coreset.warmup_scores import check_examples
-from tfrec_efficient.coreset.warmup_scores import warmup_scores
+from tfrec_efficient.coreset.scores._examples import check_examples
+from tfrec_efficient.coreset.scores._fingerprint import fingerprint
+from tfrec_efficient.coreset.scores.forgetting_counter import ForgettingCounter
+from tfrec_efficient.coreset.scores.warmup_scores import warmup_scores
 
 Transform = Callable[[tf.data.Dataset], tf.data.Dataset]
 

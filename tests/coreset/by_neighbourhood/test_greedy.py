@@ -20,6 +20,7 @@ def counting_step(sizes):
 
 def test_steps_grow_until_they_take_long(monkeypatch):
     sizes = []
+    monkeypatch.setattr(_greedy, "_FIRST_STEP", 1000)
     choice = _greedy.run(counting_step(sizes), Choice.empty(10), 50_000, None, 0)
     assert choice.picked.tolist() == list(range(50_000))
     assert sizes == [1000, 4000, 16000, 29000]

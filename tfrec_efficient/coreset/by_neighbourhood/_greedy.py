@@ -15,8 +15,10 @@ from tfrec_efficient.coreset._files import load_array
 from tfrec_efficient.coreset._files import replace
 from tfrec_efficient.coreset._files import save_array
 
-# How long a step takes, after which the choice is saved.
+# How long a step takes, after which the choice is saved; and how many picks the first one has, from
+# which that is told.
 _STEP_SECONDS = 20.0
+_FIRST_STEP = 4_096
 
 
 @dataclasses.dataclass
@@ -97,7 +99,7 @@ def run(
 ) -> Choice:
     """Calls `step(choice, more)` until there are `picks`, and saves the choice after each."""
     bar = keras.utils.Progbar(picks, verbose=verbose, unit_name="pick")
-    more = 4_096
+    more = _FIRST_STEP
     while len(choice.picked) < picks:
         more = min(more, picks - len(choice.picked))
         begun = time.perf_counter()

@@ -8,7 +8,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tfrec_efficient.coreset.forgetting_counter import ForgettingCounter
+from tfrec_efficient.coreset.scores.forgetting_counter import ForgettingCounter
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(23, 4)).astype("float32")

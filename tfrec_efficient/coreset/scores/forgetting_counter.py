@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrec_efficient.coreset.warmup_scores import check_examples
-from tfrec_efficient.coreset.warmup_scores import check_probabilities
-from tfrec_efficient.coreset.warmup_scores import to_classes
-from tfrec_efficient.coreset.warmup_scores import to_probabilities
+from tfrec_efficient.coreset.scores._examples import check_examples
+from tfrec_efficient.coreset.scores._examples import to_classes
+from tfrec_efficient.coreset.scores._model import check_probabilities
+from tfrec_efficient.coreset.scores._model import to_probabilities
 
 
 class ForgettingCounter(keras.callbacks.Callback):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from tfrec_efficient.coreset._fingerprint import fingerprint
+from tfrec_efficient.coreset.scores._fingerprint import fingerprint
 
 # ---- FarmHash's Fingerprint64 of up to 16 bytes, in plain Python.
 

@@ -1,0 +1,1 @@
+"""What a model makes of each sample, as selectors need it."""
