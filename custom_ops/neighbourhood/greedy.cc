@@ -186,14 +186,22 @@ void ChooseOverGraph(const Graph& graph, bool own, const Parallel& parallel, int
   double* const coverage = selection->coverage;
   const auto decay_of = [&](double covered) { return std::exp(-2 * covered / selection->scale); };
   std::vector<double> decays(own ? 0 : count);
-  for (size_t point = 0; point < decays.size(); ++point) decays[point] = decay_of(coverage[point]);
+  std::vector<double> additions(own ? 0 : graph.splits[count]);  // of each edge, as a decay
+  parallel.Split(
+      decays.size(), parallel.Blocks(decays.size(), 256), [&](int64_t, int64_t begin, int64_t end) {
+        for (int64_t point = begin; point < end; ++point) {
+          decays[point] = decay_of(coverage[point]);
+          for (int64_t e = graph.splits[point]; e < graph.splits[point + 1]; ++e) {
+            additions[e] = decay_of(graph.similarities[e] * selection->confidences[point]);
+          }
+        }
+      });
 
   const auto gain_of = [&](int64_t point) {
-    const double confidence = selection->confidences[point];
-    if (own) return LogGain(coverage[point], confidence, selection->scale);
+    if (own) return LogGain(coverage[point], selection->confidences[point], selection->scale);
     double gain = 0;
     for (int64_t e = graph.splits[point]; e < graph.splits[point + 1]; ++e) {
-      gain += Gain(decays[graph.neighbours[e]], decay_of(graph.similarities[e] * confidence));
+      gain += Gain(decays[graph.neighbours[e]], additions[e]);
     }
     return gain;
   };

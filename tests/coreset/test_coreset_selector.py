@@ -90,14 +90,6 @@ def test_the_config_is_json_and_gives_back_the_selector(asked):
     assert type(again.size_or_fraction) is type(selector.size_or_fraction)
 
 
-def test_integers_are_checked():
-    assert type(coreset_selector.check_integer("k", np.int64(3), 3)) is int
-    for value in (2, 3.0, True, None, "3"):
-        with pytest.raises(ValueError) as error:
-            coreset_selector.check_integer("k", value, 3)
-        assert str(error.value) == f"`k` must be an integer of at least 3. Received: k={value}"
-
-
 # ---- Saving.
 
 

@@ -522,7 +522,7 @@ def test_a_killed_run_goes_on(moment, whole, tmp_path, monkeypatch):
         ({"seed": 1}, "seed=1"),
         ({"batch_size": 5}, "batch_size=5"),
         ({"dataset": examples().take(22)}, "samples=22"),
-        ({"dataset": examples(X + 1)}, "first_example="),
+        ({"dataset": examples(X + 1)}, "examples="),
     ],
 )
 def test_a_directory_of_another_run_is_refused(arguments, name, whole):

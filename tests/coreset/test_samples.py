@@ -5,6 +5,7 @@ import pytest
 
 from tfrec_efficient.coreset import _samples
 from tfrec_efficient.coreset._samples import Samples
+from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset._samples import check_samples
 
 
@@ -103,11 +104,12 @@ def test_bounds_are_allowed(dtype):
         ),
         (
             {"embeddings": [[0.0, 1.0], [2.0, np.nan]]},
-            "`embeddings` must be finite. Received: embeddings[1, 1]=nan",
+            "`embeddings` must be finite and no larger than 1e+100. Received: embeddings[1, 1]=nan",
         ),
         (
             {"embeddings": [[-np.inf]]},
-            "`embeddings` must be finite. Received: embeddings[0, 0]=-inf",
+            "`embeddings` must be finite and no larger than 1e+100. "
+            "Received: embeddings[0, 0]=-inf",
         ),
         ({"confidences": [1.5]}, "`confidences` must be in `[0, 1]`. Received: confidences[0]=1.5"),
         (
@@ -148,3 +150,29 @@ def test_faults_are_found_beyond_the_first_block(monkeypatch):
     labels = np.zeros(100, int)
     labels[[31, 99]] = -1, -2
     assert refusal(labels=labels).endswith("Received: labels[31]=-1")
+
+
+def test_masked_entries_are_refused():
+    with pytest.raises(ValueError, match="`confidences` must have no masked entries"):
+        check_samples((), confidences=np.ma.masked_array([0.5, 0.6], [True, False]))
+
+
+def test_a_matrix_is_an_array():
+    class Matrix(np.ndarray):
+        pass
+
+    samples = check_samples((), embeddings=np.ones((1, 2)).view(Matrix))
+    assert type(samples.embeddings) is np.ndarray
+
+
+def test_numbers_whose_squares_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match=r"`embeddings` must be finite and no larger than 1e\+100"):
+        check_samples((), embeddings=np.full((2, 3), 1e200))
+
+
+def test_integers_are_checked():
+    assert type(check_integer("k", np.int64(3), 3)) is int
+    for value in (2, 3.0, True, None, "3"):
+        with pytest.raises(ValueError) as error:
+            check_integer("k", value, 3)
+        assert str(error.value) == f"`k` must be an integer of at least 3. Received: k={value}"

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+# Of an embedding. The squares of more, summed, would not be finite.
+_LARGEST = np.float64(1e100)  # not the number of Python, which would be of the array's dtype
+_FINITE = f"finite and no larger than {_LARGEST:g}"
+
 # Entries that are looked at in one go: a megabyte of float64, which stays in the cache.
 _ENTRIES = 1 << 17
 
@@ -54,6 +58,20 @@ class Samples:
         return array
 
 
+def check_integer(name: str, value: Any, least: int) -> int:
+    """An argument as an int.
+
+    Raises:
+        ValueError: It is no integer, or below `least`.
+    """
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < least:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {least}. Received: {name}={value}"
+        )
+    return int(value)
+
+
 def check_samples(needed: tuple[str, ...], **arrays: Any) -> Samples:
     """Checks the arguments of `fit`.
 
@@ -64,7 +82,7 @@ def check_samples(needed: tuple[str, ...], **arrays: Any) -> Samples:
     Raises:
         ValueError: An array is missing, or breaks a rule of `Samples`.
     """
-    given = {name: np.asanyarray(array) for name, array in arrays.items() if array is not None}
+    given = {name: _as_array(name, array) for name, array in arrays.items() if array is not None}
     for name in needed:
         if name not in given:
             raise ValueError(f"`{name}` must be given. Received: {name}=None")
@@ -90,6 +108,12 @@ def check_samples(needed: tuple[str, ...], **arrays: Any) -> Samples:
     return Samples(**given)
 
 
+def _as_array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"`{name}` must have no masked entries. Received: a masked array")
+    return value if isinstance(value, np.memmap) else np.asarray(value)
+
+
 def _check_array(name: str, array: np.ndarray) -> None:
     rank = 2 if name in ("embeddings", "probabilities") else 1
     if array.ndim != rank:
@@ -103,7 +127,7 @@ def _check_array(name: str, array: np.ndarray) -> None:
     if kinds == "iu":
         _refuse(name, array, lambda rows: rows < 0, "at least 0")
     elif name == "embeddings":
-        _refuse(name, array, lambda rows: ~np.isfinite(rows), "finite")
+        _refuse(name, array, lambda rows: ~(np.abs(rows) <= _LARGEST), _FINITE)
     else:
         _refuse(name, array, lambda rows: ~((rows >= 0) & (rows <= 1)), "in `[0, 1]`")
 

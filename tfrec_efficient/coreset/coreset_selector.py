@@ -16,20 +16,6 @@ from tfrec_efficient.coreset._samples import Samples
 from tfrec_efficient.coreset._samples import check_samples
 
 
-def check_integer(name: str, value: Any, least: int) -> int:
-    """An argument of a constructor as an int.
-
-    Raises:
-        ValueError: It is no integer, or below `least`.
-    """
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_integer or value < least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {least}. Received: {name}={value}"
-        )
-    return int(value)
-
-
 class CoresetSelector(abc.ABC):
     """Chooses which samples to train on, from what a short training has learned about all of them.
 

@@ -1,6 +1,7 @@
 """`keep`, `select` and `with_index`: what a coreset does to a `tf.data.Dataset`."""
 
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset.coreset_selector import CoresetSelector
 from tfrec_efficient.coreset.scores._examples import check_examples
 from tfrec_efficient.coreset.scores._fingerprint import fingerprint
@@ -26,6 +28,8 @@ _SUSPICIOUS_SHARE = 0.01
 # Of the buffer through which the warm-up is shuffled.
 _BUFFER_BYTES = 2**30
 _BUFFER_EXAMPLES = 1_000_000
+# A position above this is no position: a byte for each would fill a terabyte.
+_MOST = 2**40
 
 
 def keep(
@@ -79,7 +83,7 @@ def keep(
     else:
         indices = _positions("indices_or_path", np.asarray(indices_or_path))
         if samples is not None:
-            samples = _whole("samples", samples, 1)
+            samples = check_integer("samples", samples, 1)
         if fingerprints is not None:
             fingerprints = np.asarray(fingerprints)
             samples = len(fingerprints) if samples is None and fingerprints.ndim else samples
@@ -170,6 +174,10 @@ def _positions(name: str, indices: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"`{name}` must be at least 0. Received: {name}[{order[0]}]={indices[order[0]]}"
         )
+    if indices[order[-1]] > _MOST:
+        raise ValueError(
+            f"`{name}` must be at most {_MOST}. Received: {name}[{order[-1]}]={indices[order[-1]]}"
+        )
     repeated = np.flatnonzero(np.diff(indices[order]) == 0)
     if len(repeated):
         first, second = order[repeated[0]], order[repeated[0] + 1]
@@ -188,15 +196,6 @@ def _check_range(indices: np.ndarray, samples: int) -> None:
         )
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_integer or value < least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {least}. Received: {name}={value}"
-        )
-    return int(value)
-
-
 def _read(path: Path) -> tuple[np.ndarray, int, np.ndarray | None]:
     """Reads what `CoresetSelector.save` wrote: positions, samples, and hashes of the chosen."""
     manifest = path.with_suffix(".json")
@@ -205,7 +204,10 @@ def _read(path: Path) -> tuple[np.ndarray, int, np.ndarray | None]:
             "A path must be that of an `.npy` file with a manifest of JSON beside it, as "
             f"`CoresetSelector.save` writes them. Received: {path}"
         )
-    about = json.loads(manifest.read_text())
+    try:
+        about = json.loads(manifest.read_text())
+    except ValueError as error:
+        raise ValueError(f"The manifest must be JSON. Received: {manifest}: {error}") from error
     for name, value in {"format": "tfrec_efficient.coreset", "version": 1}.items():
         if about.get(name) != value:
             raise ValueError(
@@ -224,7 +226,7 @@ def _read(path: Path) -> tuple[np.ndarray, int, np.ndarray | None]:
                 f"Received: {size} {name} in {manifest}"
             )
     chosen_fingerprints = None if hashes is None else np.array(hashes, np.int64)
-    samples = _whole("samples", about["samples"], 1)
+    samples = check_integer("samples", about["samples"], 1)
     _check_range(indices, samples)
     return indices, samples, chosen_fingerprints
 
@@ -327,8 +329,8 @@ def select(
     if not isinstance(selector, CoresetSelector):
         raise ValueError(f"`selector` must be a `CoresetSelector`. Received: selector={selector}")
     counts = "forgetting_events" in selector.requires
-    warmup_epochs = _whole("warmup_epochs", warmup_epochs, int(counts))
-    seed = _whole("seed", seed, 0)
+    warmup_epochs = check_integer("warmup_epochs", warmup_epochs, int(counts))
+    seed = check_integer("seed", seed, 0)
     if warmup_epochs and not model.compiled:
         raise ValueError("`model` must be compiled, to be warmed up. Received: one that is not")
     score = functools.partial(
@@ -357,14 +359,15 @@ def select(
             )
         counter = ForgettingCounter(dataset, batch_size, from_logits) if counts else None
         if warmup_epochs:
-            about = {
+            about: dict[str, Any] = {
                 "warmup_epochs": warmup_epochs,
                 "batch_size": batch_size,
                 "seed": seed,
                 "samples": size,
-                "first_example": int(found[0]),
             }
             folder = None if directory is None else Path(directory) / "warmup"
+            if folder is not None:
+                about["examples"] = _digest(dataset)
             _warm_up(model, dataset, about, folder, counter, verbose)
         folder = None if directory is None else Path(directory) / "scores"
         scores = score(dataset, directory=folder, verbose=verbose)
@@ -377,6 +380,14 @@ def select(
     return transform
 
 
+def _digest(dataset: tf.data.Dataset) -> str:
+    """A hash of all examples, in their order."""
+    digest = hashlib.sha256()
+    for hashes in dataset.map(fingerprint).batch(4096).as_numpy_iterator():
+        digest.update(hashes.tobytes())
+    return digest.hexdigest()
+
+
 def _count_one(count: tf.Tensor, _: Any) -> tf.Tensor:
     return count + 1
 
@@ -384,7 +395,7 @@ def _count_one(count: tf.Tensor, _: Any) -> tf.Tensor:
 def _warm_up(
     model: keras.Model,
     dataset: tf.data.Dataset,
-    about: dict[str, int],
+    about: dict[str, Any],
     folder: Path | None,
     counter: ForgettingCounter | None,
     verbose: int,
@@ -441,7 +452,7 @@ class _Backup(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, folder: Path, about: dict[str, int], counter: ForgettingCounter | None
+        self, folder: Path, about: dict[str, Any], counter: ForgettingCounter | None
     ) -> None:
         super().__init__()
         self._folder = folder
@@ -458,6 +469,13 @@ class _Backup(keras.callbacks.Callback):
                         f"`directory` must be empty, or hold a warm-up with {name}={value}; use "
                         f"another one. Received: {name}={found.get(name)} in {manifest}"
                     )
+
+            if counter is not None and not (self._path(self.epochs_done) / "right.npy").exists():
+                raise ValueError(
+                    "`directory` must hold a warm-up in which forgetting events were counted, for "
+                    "a selector that needs them; use another one. Received: one without in "
+                    f"{manifest.parent}"
+                )
 
     def _path(self, epochs: int) -> Path:
         return self._folder / f"epoch-{epochs}"

@@ -1,4 +1,5 @@
 import builtins
+import itertools
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_a_part_that_is_not_whole_is_made_again(monkeypatch, tmp_path):
 def test_scann_finds_the_exact_graph_of_few_rows():
     embeddings = clusters(300)
     sample = _neighbourhoods.SimilaritySample(embeddings)
-    found = _neighbourhoods.scann_graph(embeddings, 0.9, 40, sample, 0)
+    found = _neighbourhoods.scann_graph(embeddings, 0.9, 40, sample, None, 0)
     exact = _neighbourhoods.exact_graph(embeddings, 0.9, 40, None, 0)
     np.testing.assert_array_equal(found.row_splits, exact.row_splits)
     np.testing.assert_array_equal(found.neighbours, exact.neighbours)
@@ -142,7 +143,7 @@ def test_scann_tells_what_it_missed(monkeypatch):
     embeddings = clusters(3000, dim=32, spread=0.6)
     sample = _neighbourhoods.SimilaritySample(embeddings)
     threshold = sample.threshold_for(12)
-    found = _neighbourhoods.scann_graph(embeddings, threshold, 64, sample, 0)
+    found = _neighbourhoods.scann_graph(embeddings, threshold, 64, sample, None, 0)
     exact = _neighbourhoods.exact_graph(embeddings, threshold, 64, None, 0)
     share = len(found.neighbours) / len(exact.neighbours)
     assert 0.3 < share <= 1
@@ -190,3 +191,38 @@ def test_coverage_of_any_choice():
 
 def test_speed_is_a_number_of_pairs():
     assert _neighbourhoods.pairs_per_second(clusters(100), 0.9) > 1000
+
+
+def test_scann_that_looks_at_too_few_rows_gives_no_neighbour_twice(monkeypatch):
+    monkeypatch.setattr(_neighbourhoods, "_TIMED", 500)
+    embeddings = clusters(1200, dim=32, spread=0.6)
+    sample = _neighbourhoods.SimilaritySample(embeddings)
+    found = _neighbourhoods.scann_graph(embeddings, 0.5, 1000, sample, None, 0)
+    for begin, end in itertools.pairwise(found.row_splits):
+        assert (np.diff(found.neighbours[begin:end]) > 0).all()
+
+
+def test_scann_goes_on_with_what_it_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(_neighbourhoods, "_TIMED", 500)
+    monkeypatch.setattr(_neighbourhoods, "_ROWS", 700)
+    embeddings = clusters(2000, dim=32, spread=0.6)
+    sample = _neighbourhoods.SimilaritySample(embeddings)
+    whole = _neighbourhoods.scann_graph(embeddings, 0.7, 64, sample, tmp_path, 0)
+    monkeypatch.setattr(_neighbourhoods, "_searcher", None)  # there is nothing left to search
+    again = _neighbourhoods.scann_graph(embeddings, 0.7, 64, sample, tmp_path, 0)
+    np.testing.assert_array_equal(again.neighbours, whole.neighbours)
+    assert (again.recall, again.capped) == (whole.recall, whole.capped)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1.0, 1e30])
+def test_the_threshold_does_not_depend_on_the_length_of_rows(factor):
+    rows = clusters(300)
+    sample = _neighbourhoods.SimilaritySample((rows * np.float32(factor)).astype(np.float32))
+    exact = _neighbourhoods.SimilaritySample(rows)
+    assert sample.threshold_for(10) == pytest.approx(exact.threshold_for(10), rel=1e-5)
+
+
+def test_equal_rows_are_neighbours_of_each_other():
+    rows = np.repeat(np.random.default_rng(0).normal(size=(1, 128)).astype("float32"), 300, axis=0)
+    sample = _neighbourhoods.SimilaritySample(rows)
+    assert (sample.degrees(sample.threshold_for(20)) == 300).all()

@@ -195,6 +195,35 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(monkeypatch, tmp_path
     assert again.objective_ == pytest.approx(first.objective_, rel=1e-5)
 
 
+@pytest.mark.parametrize("gain", ["full", "own"])
+def test_a_smaller_choice_of_a_saved_run_tells_what_a_run_of_its_own_tells(gain, tmp_path):
+    data = problem(600)
+    arguments = {"similarity_threshold": 0.6, "gain": gain, "max_degree": 10, "verbose": 0}
+    alone = tfrec.Prune4Rel(50, **arguments).fit(**data)
+    tfrec.Prune4Rel(200, directory=tmp_path, **arguments).fit(**data)
+    prefix = tfrec.Prune4Rel(50, directory=tmp_path, **arguments).fit(**data)
+    assert prefix.objective_ == pytest.approx(alone.objective_, rel=1e-9)
+    assert (prefix.capped_, prefix.recall_) == (alone.capped_, alone.recall_)
+
+
+def test_numbers_of_numpy_are_settings_like_others(tmp_path):
+    selector = tfrec.Prune4Rel(
+        np.int64(10), np.float32(0.5), scale=np.float32(2), max_degree=np.int64(9), verbose=0
+    )
+    selector.directory = tmp_path / "choice"
+    selector.fit(**problem()).save(tmp_path / "chosen.npy")
+    assert selector.get_config()["scale"] == 2.0
+
+
+@pytest.mark.parametrize("factor", [1e-60, 1e60])
+def test_rows_of_float64_may_have_any_length(factor):
+    data = problem()
+    expected = tfrec.Prune4Rel(10, 0.9, verbose=0).fit(**data).indices_
+    data["embeddings"] = data["embeddings"].astype(np.float64) * factor
+    found = tfrec.Prune4Rel(10, 0.9, verbose=0).fit(**data).indices_
+    np.testing.assert_array_equal(found, expected)
+
+
 _KILLED = """
 import sys, time
 import numpy as np
@@ -267,8 +296,11 @@ def test_its_config_makes_it_again(tmp_path):
     [
         (
             {"similarity_threshold": 1.0},
-            r"`similarity_threshold` must be in `\[0, 1\)`, or \"auto\".",
+            r"`similarity_threshold` must be in `\[0, 1\)` as float32, or \"auto\".",
         ),
+        ({"similarity_threshold": 0.99999999}, "`similarity_threshold` must be in"),
+        ({"similarity_threshold": None}, "`similarity_threshold` must be a number"),
+        ({"scale": None}, "`scale` must be a number. Received: scale=None"),
         ({"similarity_threshold": "high"}, "Received: similarity_threshold=high"),
         ({"gain": "both"}, '`gain` must be "full" or "own". Received: gain=both'),
         ({"scale": 0}, "`scale` must be above 0, and finite. Received: scale=0"),
@@ -297,7 +329,8 @@ def test_bad_data():
         fit(embeddings=embeddings)
     embeddings[7, 1] = np.nan
     with pytest.raises(
-        ValueError, match=r"`embeddings` must be finite. Received: embeddings\[7, 1\]"
+        ValueError,
+        match=r"`embeddings` must be finite and no larger.*Received: embeddings\[7, 1\]",
     ):
         fit(embeddings=embeddings)
     with pytest.raises(ValueError, match=r"`confidences` must be in `\[0, 1\]`"):

@@ -90,7 +90,7 @@ def test_confidences_of_the_kept_and_the_dropped_are_shares(drawn):
         edges = found[label].edges
         assert edges[0] == 0
         assert edges[-1] == 1
-        places = np.floor(scores.confidences[is_of] * (len(edges) - 1)).astype(int)
+        places = np.floor(scores.label_confidences[is_of] * (len(edges) - 1)).astype(int)
         shares = [(places == place).mean() for place in range(len(edges) - 1)]
         np.testing.assert_allclose(found[label].values, shares)
 
@@ -299,8 +299,7 @@ def of_group(scores, name, rows):
     own = [scores.probabilities[row, scores.labels[row]] for row in rows]
     best = [scores.probabilities[row].max() for row in rows]
     return {
-        f"mean_confidence_{name}": np.mean(best, dtype=float),
-        f"mean_label_probability_{name}": np.mean(own, dtype=float),
+        f"mean_confidence_{name}": np.mean(own, dtype=float),
         f"labels_doubted_{name}": np.mean([a < b for a, b in zip(own, best, strict=True)]),
     }
 
@@ -321,14 +320,14 @@ def test_tensorboard_gets_two_histograms_and_every_figure(on_disk, tmp_path):
     for name, rows in (("kept", kept), ("dropped", dropped)):
         histogram = found.pop(f"confidence_{name}")  # rows of left, right, count
         assert histogram[:, 2].sum() == len(rows)
-        assert histogram[0, 0] == pytest.approx(scores.confidences[rows].min())
-        assert histogram[-1, 1] == pytest.approx(scores.confidences[rows].max())
+        assert histogram[0, 0] == pytest.approx(scores.label_confidences[rows].min())
+        assert histogram[-1, 1] == pytest.approx(scores.label_confidences[rows].max())
     expected = of_group(scores, "kept", kept) | of_group(scores, "dropped", dropped)
     assert found == {name: pytest.approx(value) for name, value in expected.items()} | {
         "share_kept": pytest.approx(5 / 60)
     }
     # Or the test could not tell one from the other.
-    assert len({round(float(value), 6) for value in found.values()}) == 7
+    assert len({round(float(value), 6) for value in found.values()}) == 5
     assert 0 < found["labels_doubted_kept"] < 1
 
 
@@ -346,7 +345,7 @@ def test_one_sample_is_logged(tmp_path):
     scores.log(chosen(scores, [7]), tmp_path)
     found = summaries(tmp_path)
     assert found["confidence_kept"][:, 2].sum() == 1
-    assert found["mean_confidence_kept"] == pytest.approx(scores.confidences[7])
+    assert found["mean_confidence_kept"] == pytest.approx(scores.label_confidences[7])
 
 
 # ---- Errors.

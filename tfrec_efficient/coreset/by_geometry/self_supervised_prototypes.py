@@ -6,8 +6,8 @@ import numpy as np
 
 from tfrec_efficient.coreset._by_class import ScoreSelector
 from tfrec_efficient.coreset._samples import Samples
+from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset.by_geometry._distances import squared_distances
-from tfrec_efficient.coreset.coreset_selector import check_integer
 
 # Rounds of k-means; most samples have found their cluster long before.
 _ROUNDS = 50

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,24 @@ class Graph:
     capped: float  # share of the rows that had more neighbours than were kept
     recall: float  # share of the neighbours of a few rows that were found
 
+    def coverage(self, confidences: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """As `neighbourhood_coverage`, over the neighbours that are here."""
+        coverage = np.zeros(len(self.row_splits) - 1)
+        for sample in chosen:
+            edges = slice(self.row_splits[sample], self.row_splits[sample + 1])
+            coverage[self.neighbours[edges]] += self.similarities[edges] * confidences[sample]
+        return coverage
+
 
 def unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    """The rows at unit length, in float32; of a copy."""
-    rows = np.asarray(embeddings, np.float32)
+    """The rows at unit length, in float64, where no norm is too large and equal rows are equal."""
+    rows = np.asarray(embeddings, np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _similarities(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of unit rows with each other, rounded as the native op rounds them."""
+    return (0.5 + 0.5 * (rows @ others.T)).astype(np.float32)
 
 
 class SimilaritySample:
@@ -57,7 +71,7 @@ class SimilaritySample:
         self.similarities = np.empty((len(rows), size), np.float32)
         for begin in range(0, size, _ROWS):
             block = unit_rows(embeddings[begin : begin + _ROWS])
-            self.similarities[:, begin : begin + _ROWS] = 0.5 + 0.5 * (units @ block.T)
+            self.similarities[:, begin : begin + _ROWS] = _similarities(units, block)
         self.similarities[np.arange(len(rows)), self.rows] = 1  # whatever rounding did
 
     def degrees(self, threshold: float) -> np.ndarray:
@@ -80,7 +94,7 @@ def neighbourhood_coverage(
 ) -> np.ndarray:
     """The sum, over the chosen neighbours of each sample, of similarity times confidence.
 
-    For any choice, and to the precision of float32.
+    For any choice, and nearly as exact as the native op, which sums in another order.
 
     Returns:
         float64 of shape `(samples,)`.
@@ -89,8 +103,8 @@ def neighbourhood_coverage(
     coverage = np.empty(len(embeddings))
     for begin in range(0, len(embeddings), 1024):
         block = unit_rows(embeddings[begin : begin + 1024])
-        similarities = 0.5 + 0.5 * (block @ units.T)
-        similarities[similarities <= threshold] = 0
+        similarities = _similarities(block, units)
+        similarities[similarities <= np.float32(threshold)] = 0
         coverage[begin : begin + 1024] = similarities @ confidences[chosen]
     return coverage
 
@@ -115,19 +129,32 @@ def exact_graph(
     verbose: int,
 ) -> Graph:
     """Compares all pairs. With a directory, goes on behind the rows that lie there."""
-    size = len(embeddings)
+
+    def search(begin: int, end: int) -> list[np.ndarray]:
+        found = ops.neighbour_graph(embeddings, threshold, max_degree, begin, end)
+        return [array.numpy() for array in found]
+
+    return _join(_search_all(len(embeddings), search, directory, verbose))
+
+
+def _search_all(
+    size: int,
+    search: Callable[[int, int], list[np.ndarray]],
+    directory: Path | None,
+    verbose: int,
+) -> list[list[np.ndarray]]:
+    """What `search(begin, end)` finds, for all rows in turn; saved where there is a directory."""
     bar = keras.utils.Progbar(size, verbose=verbose, unit_name="row")
-    parts: list[list[np.ndarray]] = []
+    parts = []
     for begin in range(0, size, _ROWS):
         end = min(begin + _ROWS, size)
         part = _load_part(directory, begin)
         if part is None:
-            found = ops.neighbour_graph(embeddings, threshold, max_degree, begin, end)
-            part = [array.numpy() for array in found]
+            part = search(begin, end)
             _save_part(directory, begin, part)
         parts.append(part)
         bar.update(end)
-    return _join(parts, 1.0)
+    return parts
 
 
 _PARTS = ("lengths", "neighbours", "similarities", "degrees")
@@ -150,14 +177,11 @@ def _save_part(directory: Path | None, begin: int, part: list[np.ndarray]) -> No
             save_array(_part_path(directory, begin, name), array)
 
 
-def _join(parts: list[list[np.ndarray]], recall: float) -> Graph:
+def _join(parts: list[list[np.ndarray]]) -> Graph:
     lengths, degrees = (np.concatenate([part[k] for part in parts]) for k in (0, 3))
-    # One after the other, and each part given up, so that little is there twice.
-    neighbours = np.concatenate([part[1] for part in parts])
-    similarities = np.concatenate([part[2] for part in parts])
+    neighbours, similarities = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
     splits = np.concatenate([[0], np.cumsum(lengths)])
-    capped = float((degrees > lengths).mean())
-    return Graph(splits, neighbours, similarities, capped, recall)
+    return Graph(splits, neighbours, similarities, float((degrees > lengths).mean()), 1.0)
 
 
 def scann_graph(
@@ -165,50 +189,64 @@ def scann_graph(
     threshold: float,
     max_degree: int,
     sample: SimilaritySample,
+    directory: Path | None,
     verbose: int,
 ) -> Graph:
-    """Searches with ScaNN, which misses some neighbours; `recall` says how many."""
-    scann = _import_scann()
+    """Searches with ScaNN, which misses some neighbours; `recall` says how many.
+
+    With a directory, goes on behind the rows that lie there. Another run may find others.
+    """
     size = len(embeddings)
-    units = unit_rows(embeddings)
     nearest = min(max_degree, size)
-    # The settings that ScaNN's documentation advises for so many rows.
-    leaves = max(1, round(size**0.5))
-    searched = max(1, leaves // 20)
-    builder = scann.scann_ops_pybind.builder(units, nearest, "dot_product")
-    if size > 2 * _TIMED:
-        builder = builder.tree(leaves, searched, training_sample_size=min(size, 250_000))
-        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-        searcher = builder.reorder(min(size, 2 * nearest)).build()
-    else:
-        searcher = builder.score_brute_force().build()
-    bar = keras.utils.Progbar(size, verbose=verbose, unit_name="row")
-    parts = []
-    for begin in range(0, size, _ROWS):
-        rows = np.arange(begin, min(begin + _ROWS, size))
-        found, dots = searcher.search_batched_parallel(units[rows])
-        parts.append(_as_part(rows, found.astype(np.int64), 0.5 + 0.5 * dots, threshold))
-        bar.update(int(rows[-1]) + 1)
-    graph = _join(parts, 1.0)
+    searchers: list[Any] = []  # none where all rows are there
+
+    def search(begin: int, end: int) -> list[np.ndarray]:
+        if not searchers:
+            searchers.append(_searcher(embeddings, nearest))
+        rows = np.arange(begin, end)
+        units = unit_rows(embeddings[begin:end]).astype(np.float32)
+        found, dots = searchers[0].search_batched_parallel(units)
+        return _as_part(rows, found.astype(np.int64), 0.5 + 0.5 * dots, threshold)
+
+    graph = _join(_search_all(size, search, directory, verbose))
     exact = np.minimum(sample.degrees(threshold), nearest)
     got = np.minimum(np.diff(graph.row_splits)[sample.rows], exact)
     capped = float((sample.degrees(threshold) > nearest).mean())
     return dataclasses.replace(graph, capped=capped, recall=float(got.sum() / exact.sum()))
 
 
+def _searcher(embeddings: np.ndarray, nearest: int) -> Any:
+    scann = _import_scann()
+    size = len(embeddings)
+    units = np.empty(embeddings.shape, np.float32)
+    for begin in range(0, size, _ROWS):
+        units[begin : begin + _ROWS] = unit_rows(embeddings[begin : begin + _ROWS])
+    builder = scann.scann_ops_pybind.builder(units, nearest, "dot_product")
+    if size <= 2 * _TIMED:
+        return builder.score_brute_force().build()
+    # The settings that ScaNN's documentation advises for so many rows.
+    leaves = round(size**0.5)
+    builder = builder.tree(leaves, max(1, leaves // 20), training_sample_size=min(size, 250_000))
+    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+    return builder.reorder(min(size, 2 * nearest)).build()
+
+
 def _as_part(
     rows: np.ndarray, found: np.ndarray, similarities: np.ndarray, threshold: float
 ) -> list[np.ndarray]:
     """The arrays of `ops.neighbour_graph`, from the nearest ones of each row."""
-    is_self = found == rows[:, None]
+    # Where ScaNN looked at fewer rows than it was asked for, the rest is row 0 without a number.
+    is_found = np.isfinite(similarities)
+    is_self = (found == rows[:, None]) & is_found
     # Rows that are equal to it may have pushed a row out of its own list.
     lost = ~is_self.any(axis=1)
-    found[lost, -1], is_self[lost, -1] = rows[lost], True
+    found[lost, -1], is_self[lost, -1], is_found[lost, -1] = rows[lost], True, True
     similarities = np.minimum(np.where(is_self, 1, similarities), 1).astype(np.float32)
     order = np.argsort(found, axis=1)
-    found = np.take_along_axis(found, order, 1)
-    similarities = np.take_along_axis(similarities, order, 1)
-    kept = similarities > np.float32(threshold)
+    found, similarities, is_found = (
+        np.take_along_axis(array, order, 1) for array in (found, similarities, is_found)
+    )
+    kept = is_found & (similarities > np.float32(threshold))
     lengths = kept.sum(axis=1)
     return [lengths, found[kept].astype(np.int32), similarities[kept], lengths]
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from tfrec_efficient import ops
 from tfrec_efficient.coreset._samples import Samples
+from tfrec_efficient.coreset._samples import blocks
+from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset.by_neighbourhood import _greedy
 from tfrec_efficient.coreset.by_neighbourhood import _neighbourhoods
 from tfrec_efficient.coreset.by_neighbourhood._greedy import Choice
@@ -33,11 +35,14 @@ class Prune4Rel(CoresetSelector):
 
         sum over all v of tanh(sum over chosen x of s(x, v) C(x) / scale)
 
-    greedily. The objective is monotone and submodular, and with `gain="full"` the choice has at
-    least 1 - 1/e of the best value that so many samples can have. `gain="own"` is the rule of the
-    authors' program: it counts what a sample adds at its own place only, which needs no graph of
-    neighbours, but is not the gain of the objective. Both are exact and repeat: ties go to the
-    first sample.
+    greedily. The confidence in the paper is the highest probability of x. `WarmupScores.fit` takes
+    the probability of the label of x instead: only a right label helps those around it.
+
+    The objective is monotone and submodular. With `gain="full"` and `balanced=False` the choice has
+    at least 1 - 1/e of the best value that so many samples can have, over the neighbours that were
+    searched and kept. `gain="own"` is the rule of the authors' program: it counts what a sample
+    adds at its own place only, which needs no graph of neighbours, but is not the gain of the
+    objective. With `search="exact"` both are exact and repeat: ties go to the first sample.
 
     It compares all pairs of samples (`"full"`), or all picks with all samples (`"own"`), at some
     ten thousand million multiplications a second and core. Before it starts it prints how long
@@ -51,7 +56,7 @@ class Prune4Rel(CoresetSelector):
         balanced: bool. Whether classes take turns; needs `labels`. Defaults to True.
         scale: float above 0. The coverage at which a sample is nearly satisfied. Defaults to 1.
         max_degree: int. The most neighbours of a sample that the graph keeps, the nearest ones.
-            Bounds its memory, at 8 bytes each. Defaults to 256.
+            Bounds its memory, at up to 24 bytes each. Defaults to 256.
         search: `"exact"`, or `"scann"` for the approximate search of ScaNN (the extra
             `retrieval`), for more than a million samples. Defaults to `"exact"`.
         directory: Where to save what was found so far. A run that was stopped goes on from there,
@@ -103,19 +108,22 @@ class Prune4Rel(CoresetSelector):
         verbose: int = 1,
     ) -> None:
         super().__init__(size_or_fraction, balanced)
-        is_auto = similarity_threshold == "auto"
-        is_share = isinstance(similarity_threshold, (int, float)) and 0 <= similarity_threshold < 1
-        is_degree = isinstance(max_degree, (int, np.integer)) and max_degree >= 1
+        if not isinstance(similarity_threshold, str):
+            similarity_threshold = _number("similarity_threshold", similarity_threshold)
+        is_share = similarity_threshold != "auto" and (
+            isinstance(similarity_threshold, float) and 0 <= np.float32(similarity_threshold) < 1
+        )
+        is_threshold = similarity_threshold == "auto" or is_share
+        scale = _number("scale", scale)
         for name, value, is_right, rule in (
             (
                 "similarity_threshold",
                 similarity_threshold,
-                is_auto or is_share,
-                'in `[0, 1)`, or "auto"',
+                is_threshold,
+                'in `[0, 1)` as float32, or "auto"',
             ),
             ("gain", gain, gain in ("full", "own"), '"full" or "own"'),
             ("scale", scale, 0 < scale < np.inf, "above 0, and finite"),
-            ("max_degree", max_degree, is_degree, "an integer of at least 1"),
             ("search", search, search in ("exact", "scann"), '"exact" or "scann"'),
         ):
             if not is_right:
@@ -123,7 +131,7 @@ class Prune4Rel(CoresetSelector):
         self.similarity_threshold = similarity_threshold
         self.gain = gain
         self.scale = scale
-        self.max_degree = max_degree
+        self.max_degree = check_integer("max_degree", max_degree, 1)
         self.search = search
         self.directory = directory
         self.verbose = verbose
@@ -142,8 +150,6 @@ class Prune4Rel(CoresetSelector):
         self.mean_degree_ = float(sample.degrees(threshold).mean())
         self._print_estimate(embeddings, sample, count)
 
-        self.capped_: float | None = None
-        self.recall_ = 1.0
         directory = None if self.directory is None else Path(self.directory)
         choice = Choice.empty(len(samples))
         if directory is not None:
@@ -154,58 +160,49 @@ class Prune4Rel(CoresetSelector):
             about["similarity_threshold"] = threshold
             _greedy.claim(directory, about, [embeddings, confidences, classes])
             choice = Choice.load(directory, len(samples))
+        graph = self._graph(embeddings, sample, directory)
+        if graph is None:
+            step = _step_without_graph(embeddings, threshold, confidences, classes, self.scale)
+        else:
+            step = _step_over_graph(graph, confidences, classes, self.scale, self.gain == "own")
+        del sample  # which is large
         if len(choice.picked) < count:
-            step = self._step(embeddings, confidences, classes, sample, directory)
             choice = _greedy.run(step, choice, count, directory, self.verbose)
         picked, self.gains_ = choice.picked[:count], choice.gains[:count]
         coverage = choice.coverage
         if len(choice.picked) > count:  # from a run for more samples
-            coverage = neighbourhood_coverage(embeddings, confidences, picked, threshold)
+            if graph is None:
+                coverage = neighbourhood_coverage(embeddings, confidences, picked, threshold)
+            else:
+                coverage = graph.coverage(confidences, picked)
         self.objective_ = float(np.tanh(coverage / self.scale).sum())
         return picked
 
-    def _step(
+    def _graph(
         self,
         embeddings: np.ndarray,
-        confidences: np.ndarray,
-        classes: np.ndarray,
         sample: _neighbourhoods.SimilaritySample,
         directory: Path | None,
-    ) -> Callable[[Choice, int], Choice]:
+    ) -> _neighbourhoods.Graph | None:
+        self.capped_: float | None = None
+        self.recall_ = 1.0
+        settings = (directory, self.verbose)
         threshold = self.similarity_threshold_
-        if self.gain == "own" and self.search == "exact":
-
-            def without_graph(choice: Choice, more: int) -> Choice:
-                picked, gains, coverage = ops.choose_by_own_gain(
-                    embeddings, threshold, confidences, classes, choice.picked, choice.coverage,
-                    self.scale, more,
-                )  # fmt: skip
-                return _longer(choice, picked, gains, coverage, choice.bounds)
-
-            return without_graph
-        if self.search == "exact":
-            graph = _neighbourhoods.exact_graph(
-                embeddings, threshold, self.max_degree, directory, self.verbose
-            )
-        else:
+        if self.search == "scann":
             graph = _neighbourhoods.scann_graph(
-                embeddings, threshold, self.max_degree, sample, self.verbose
+                embeddings, threshold, self.max_degree, sample, *settings
             )
+        elif self.gain == "full":
+            graph = _neighbourhoods.exact_graph(embeddings, threshold, self.max_degree, *settings)
+        else:
+            return None
         self.capped_, self.recall_ = graph.capped, graph.recall
         if self.verbose:
             print(
                 f"{len(graph.neighbours):,} neighbours; {graph.capped:.1%} of the samples have "
                 f"more than max_degree={self.max_degree}; {graph.recall:.1%} of them found."
             )
-
-        def over_graph(choice: Choice, more: int) -> Choice:
-            picked, gains, coverage, bounds = ops.choose_over_graph(
-                graph.row_splits, graph.neighbours, graph.similarities, confidences, classes,
-                choice.picked, choice.coverage, choice.bounds, self.scale, more, self.gain == "own",
-            )  # fmt: skip
-            return _longer(choice, picked, gains, coverage, bounds)
-
-        return over_graph
+        return graph
 
     def _print_estimate(
         self, embeddings: np.ndarray, sample: _neighbourhoods.SimilaritySample, count: int
@@ -213,7 +210,7 @@ class Prune4Rel(CoresetSelector):
         if not self.verbose:
             return
         size, dim = embeddings.shape
-        memory = size * dim * 4 + size * (dim + 1) // 2 * 4 + size * 64
+        working = size * dim * 2 + size * 100
         line = (
             f"{size:,} samples, threshold {self.similarity_threshold_:.4f}: "
             f"{self.mean_degree_:.1f} neighbours on average; "
@@ -224,8 +221,11 @@ class Prune4Rel(CoresetSelector):
             seconds = size * (count if self.gain == "own" else size) / speed
         if self.gain == "full" or self.search == "scann":
             kept = np.minimum(sample.degrees(self.similarity_threshold_), self.max_degree).mean()
-            memory += int(2 * 8 * kept * size)
-        line += f"about {memory / _MEGABYTE:,.0f} MB"
+            working += int(3 * 8 * kept * size)
+        # Embeddings in float32 and as a tensor; and the sample with a copy that is sorted, which
+        # has gone when the choice begins.
+        memory = 2 * embeddings.nbytes + max(2 * sample.similarities.nbytes, working)
+        line += f"up to {memory / _MEGABYTE:,.0f} MB"
         print(line if seconds is None else f"{line}, {seconds / 60:.1f} minutes")
 
     def get_config(self) -> dict[str, Any]:
@@ -241,17 +241,60 @@ class Prune4Rel(CoresetSelector):
         }
 
 
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ValueError(f"`{name}` must be a number. Received: {name}={value}")
+    return float(value)
+
+
+def _step_without_graph(
+    embeddings: np.ndarray,
+    threshold: float,
+    confidences: np.ndarray,
+    classes: np.ndarray,
+    scale: float,
+) -> Callable[[Choice, int], Choice]:
+    def step(choice: Choice, more: int) -> Choice:
+        picked, gains, coverage = ops.choose_by_own_gain(
+            embeddings, threshold, confidences, classes, choice.picked, choice.coverage, scale, more
+        )
+        return _longer(choice, picked, gains, coverage, choice.bounds)
+
+    return step
+
+
+def _step_over_graph(
+    graph: _neighbourhoods.Graph,
+    confidences: np.ndarray,
+    classes: np.ndarray,
+    scale: float,
+    own: bool,
+) -> Callable[[Choice, int], Choice]:
+    def step(choice: Choice, more: int) -> Choice:
+        picked, gains, coverage, bounds = ops.choose_over_graph(
+            graph.row_splits, graph.neighbours, graph.similarities, confidences, classes,
+            choice.picked, choice.coverage, choice.bounds, scale, more, own,
+        )  # fmt: skip
+        return _longer(choice, picked, gains, coverage, bounds)
+
+    return step
+
+
 def _as_rows(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings in float32, none of them zero."""
-    rows = np.ascontiguousarray(embeddings, np.float32)
-    for begin in range(0, len(rows), 65_536):
-        norms = np.linalg.norm(rows[begin : begin + 65_536].astype(np.float64), axis=1)
+    """Rows in float32 of the same directions, none of them zero."""
+    is_float32 = embeddings.dtype == np.float32
+    rows = np.ascontiguousarray(embeddings) if is_float32 else np.empty(embeddings.shape, "f4")
+    for part in blocks(*embeddings.shape):
+        wide = np.asarray(embeddings[part], np.float64)
+        norms = np.linalg.norm(wide, axis=1, keepdims=True)
         if not norms.all():
-            row = begin + int(np.argmin(norms != 0))
+            row = part.start + int(np.argmin(norms))
             raise ValueError(
                 "`embeddings` must not be zero, which is in no direction. "
                 f"Received: embeddings[{row}] with a norm of 0"
             )
+        if not is_float32:  # in which they might be infinite, or zero
+            rows[part] = wide / norms
     return rows
 
 

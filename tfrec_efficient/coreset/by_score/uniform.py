@@ -6,7 +6,7 @@ import numpy as np
 
 from tfrec_efficient.coreset._by_class import ScoreSelector
 from tfrec_efficient.coreset._samples import Samples
-from tfrec_efficient.coreset.coreset_selector import check_integer
+from tfrec_efficient.coreset._samples import check_integer
 
 
 class Uniform(ScoreSelector):

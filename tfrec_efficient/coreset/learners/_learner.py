@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.coreset._samples import check_integer
+
 
 class Learner(keras.Model, abc.ABC):
     """A model around one classifier or two that remembers something of each training sample.
@@ -44,9 +46,9 @@ class Learner(keras.Model, abc.ABC):
         **kwargs: Any,
     ) -> None:
         _check_classifiers(classifier, second_classifier)
-        check_integer("samples", samples, 1)
-        check_integer("classes", classes, 2)
-        check_integer("seed", seed, 0)
+        samples = check_integer("samples", samples, 1)
+        classes = check_integer("classes", classes, 2)
+        seed = check_integer("seed", seed, 0)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas > 1:
             raise ValueError(
@@ -207,12 +209,6 @@ def check(name: str, value: Any, is_right: bool, rule: str) -> None:
     """Raises the error of an argument that breaks its rule."""
     if not is_right:
         raise ValueError(f"`{name}` must be {rule}. Received: {name}={value}")
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises the error of an argument that is no integer, or below `least`."""
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    check(name, value, is_integer and value >= least, f"an integer of at least {least}")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:

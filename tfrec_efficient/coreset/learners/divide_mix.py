@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset.learners._learner import Learner
 from tfrec_efficient.coreset.learners._learner import check
 from tfrec_efficient.coreset.learners._learner import check_at_least
-from tfrec_efficient.coreset.learners._learner import check_integer
 from tfrec_efficient.coreset.learners._learner import mean
 from tfrec_efficient.coreset.learners._learner import refuse
 from tfrec_efficient.coreset.learners._mixture import clean_probabilities
@@ -119,8 +119,8 @@ class DivideMix(Learner):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        check_integer("warmup_epochs", warmup_epochs, 1)
-        check_integer("rampup_epochs", rampup_epochs, 0)
+        warmup_epochs = check_integer("warmup_epochs", warmup_epochs, 1)
+        rampup_epochs = check_integer("rampup_epochs", rampup_epochs, 0)
         check("clean_threshold", clean_threshold, 0 <= clean_threshold <= 1, "in `[0, 1]`")
         check("temperature", temperature, 0 < temperature < np.inf, "above 0 and finite")
         check_at_least("mixup_alpha", mixup_alpha, 0)
@@ -254,7 +254,8 @@ class DivideMix(Learner):
         cross_entropy = -tf.reduce_sum(targets * logs, axis=1)
         error = tf.reduce_mean((probabilities - targets) ** 2, axis=1)
         labelled = tf.cast(is_labelled, tf.float32)
-        average = tf.reduce_mean(probabilities, axis=0)
+        # Of a class that no sample has, the probability may be too small for a number.
+        average = tf.maximum(tf.reduce_mean(probabilities, axis=0), keras.config.epsilon())
         return (
             _mean_of(cross_entropy, labelled)
             + self._weight() * _mean_of(error, 1 - labelled)
@@ -298,7 +299,7 @@ class _Division(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         del epoch, logs  # Keras counts those of one `fit`
         learner = self.model
-        is_warm = int(learner.epochs_done.value) >= learner.warmup_epochs
+        is_warm = int(keras.ops.convert_to_numpy(learner.epochs_done)) >= learner.warmup_epochs
         if is_warm:
             if self._losses is None:
                 losses = learner._sample_losses

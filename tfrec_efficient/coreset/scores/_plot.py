@@ -32,27 +32,23 @@ class Selection:
         selector: Name of its class.
         indices: int64 of shape `(chosen,)`: positions, in the order of choice.
         gains: Numbers of shape `(chosen,)`: what each added; or None.
-        confidences: Numbers in `[0, 1]` of shape `(samples,)`.
         labels: Integers in `[0, classes)` of shape `(samples,)`.
         probabilities: Numbers in `[0, 1]` of shape `(samples, classes)`.
+        confidences: Numbers in `[0, 1]` of shape `(samples,)`: the probability of each label.
     """
 
     selector: str
     indices: np.ndarray
     gains: np.ndarray | None
-    confidences: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
+    confidences: np.ndarray
 
     def groups(self) -> dict[str, np.ndarray]:
         """Positions of the samples that are kept, in the order of choice, and of the others."""
         is_dropped = np.ones(len(self.labels), bool)
         is_dropped[self.indices] = False
         return {"kept": self.indices, "dropped": np.flatnonzero(is_dropped)}
-
-    def label_probabilities(self, indices: np.ndarray) -> np.ndarray:
-        """What the model gives to the labels of some samples."""
-        return label_probabilities(self.probabilities[indices], self.labels[indices])
 
     def class_shares(self, indices: Any = slice(None)) -> np.ndarray:
         """The share of each class among some samples, or all: of shape `(classes,)`."""
@@ -61,15 +57,17 @@ class Selection:
 
 
 def label_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability of the label of each row."""
+    """The probability of the label of each row.
+
+    Raises:
+        ValueError: An array breaks a rule of `Selection`; scores that were made by hand might.
+    """
+    check_samples((), labels=labels, probabilities=probabilities)
     return np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
 
 
 def selection(
-    selector: CoresetSelector,
-    confidences: np.ndarray,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
+    selector: CoresetSelector, labels: np.ndarray, probabilities: np.ndarray
 ) -> Selection:
     """Checks that a selector has chosen among these samples.
 
@@ -89,10 +87,9 @@ def selection(
             f"`selector` must be fitted to the samples of these scores, which are {len(labels)}. "
             f"Received: a {name} that was fitted to {selector.samples_}"
         )
-    # Scores that were made by hand might have any.
-    check_samples((), confidences=confidences, labels=labels, probabilities=probabilities)
+    confidences = label_probabilities(probabilities, labels)
     gains = getattr(selector, "gains_", None)
-    return Selection(name, selector.indices_, gains, confidences, labels, probabilities)
+    return Selection(name, selector.indices_, gains, labels, probabilities, confidences)
 
 
 # ---- The picture.
@@ -123,7 +120,7 @@ def _draw_confidences(axes: Any, chosen: Selection) -> None:
         shares = counts / max(len(indices), 1)
         label = f"{len(indices):,} {name}"
         axes.stairs(shares, edges, fill=True, alpha=0.5, color=_COLORS[name], label=label)
-    axes.set(xlabel="confidence", title="confidences")
+    axes.set(xlabel="probability of the label", title="confidences")
     _describe_shares(axes)
 
 
@@ -164,7 +161,7 @@ def _draw_gains(axes: Any, gains: np.ndarray) -> None:
 
 
 def _draw_label_probabilities(axes: Any, chosen: Selection) -> None:
-    sums = chosen.label_probabilities(chosen.indices).cumsum(dtype=float)
+    sums = chosen.confidences[chosen.indices].cumsum(dtype=float)
     picks = _stretches(len(sums))[1:]
     _draw_line(axes, picks, sums[picks - 1] / picks)
     axes.set(ylabel="mean up to the pick", ylim=(0, 1.02), title="probability of the label")
@@ -198,7 +195,6 @@ def write_summaries(chosen: Selection, log_dir: str | os.PathLike[str]) -> None:
             tf.summary.histogram(f"confidence_{name}", confidences)
             for figure, values in (
                 ("mean_confidence", confidences),
-                ("mean_label_probability", chosen.label_probabilities(indices)),
                 ("labels_doubted", is_doubted[indices]),
             ):
                 tf.summary.scalar(f"{figure}_{name}", values.mean(dtype=float))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset.scores._examples import check_examples
 from tfrec_efficient.coreset.scores._examples import to_classes
 from tfrec_efficient.coreset.scores._model import check_probabilities
@@ -62,12 +63,8 @@ class ForgettingCounter(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         check_examples(dataset)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                f"`batch_size` must be an integer of at least 1. Received: batch_size={batch_size}"
-            )
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.batch_size = check_integer("batch_size", batch_size, 1)
         self.from_logits = from_logits
         self.right_ = np.zeros((0, 0), bool)
         self._batches = dataset.batch(batch_size).prefetch(2)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset.coreset_selector import CoresetSelector
 from tfrec_efficient.coreset.scores._examples import check_examples
 from tfrec_efficient.coreset.scores._fingerprint import fingerprint
@@ -47,7 +48,11 @@ class WarmupScores:
 
     @property
     def label_confidences(self) -> np.ndarray:
-        """The probability of the label of each sample: float32 of shape `(samples,)`."""
+        """The probability of the label of each sample: float32 of shape `(samples,)`.
+
+        Raises:
+            ValueError: A label is no class, which can only be where the scores were made by hand.
+        """
         return label_probabilities(self.probabilities, self.labels)
 
     def fit(self, selector: CoresetSelector, forgetting_events: Any = None) -> CoresetSelector:
@@ -80,11 +85,10 @@ class WarmupScores:
     def plot(self, selector: CoresetSelector, path: str | os.PathLike[str]) -> None:
         """Draws what a selector keeps, and what it drops.
 
-        From left to right: how the confidences of both spread; the share of each class, as the
-        labels have it, in all samples and in the choice; and over the picks, in the order of
+        From left to right: how the `label_confidences` of both spread; the share of each class, as
+        the labels have it, in all samples and in the choice; and over the picks, in the order of
         choice, the gain of each where the selector has `gains_` (means of neighbouring picks where
-        they are many), or else the mean of the probabilities that the model gives to the labels of
-        the samples up to there.
+        they are many), or else the mean of the `label_confidences` up to there.
 
         Args:
             selector: A `CoresetSelector` that was fitted to these scores.
@@ -99,11 +103,10 @@ class WarmupScores:
     def log(self, selector: CoresetSelector, log_dir: str | os.PathLike[str]) -> None:
         """Writes figures of what a selector keeps, and of what it drops, for TensorBoard.
 
-        All are at step 0. There are the histograms `confidence_kept` and `confidence_dropped`, and
-        the scalars `share_kept`, `mean_confidence_kept`, `mean_label_probability_kept`, which is of
-        the probabilities that the model gives to the labels, and `labels_doubted_kept`, the share
-        of the labels that are not the most probable class; and the last three with `dropped`
-        instead of `kept`, unless nothing is dropped.
+        All are at step 0. There are the histograms `confidence_kept` and `confidence_dropped`, of
+        `label_confidences`, and the scalars `share_kept`, `mean_confidence_kept` and
+        `labels_doubted_kept`, the share of the labels that are not the most probable class; and the
+        last two with `dropped` instead of `kept`, unless nothing is dropped.
 
         Args:
             selector: A `CoresetSelector` that was fitted to these scores.
@@ -116,7 +119,7 @@ class WarmupScores:
         write_summaries(self._selection(selector), log_dir)
 
     def _selection(self, selector: CoresetSelector) -> Selection:
-        return selection(selector, self.confidences, self.labels, self.probabilities)
+        return selection(selector, self.labels, self.probabilities)
 
 
 def warmup_scores(
@@ -185,10 +188,7 @@ def warmup_scores(
           unless there is a `view`.
     """
     check_examples(dataset)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(
-            f"`batch_size` must be an integer of at least 1. Received: batch_size={batch_size}"
-        )
+    batch_size = check_integer("batch_size", batch_size, 1)
 
     def with_fingerprint(*example: Any) -> Any:
         seen = example if view is None else view(*example)
