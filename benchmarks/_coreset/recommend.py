@@ -22,8 +22,12 @@ def make_selectors(fraction, seed, folder):
     """The selectors by name, not made yet; None for all of the data.
 
     What Prune4Rel finds is kept in `folder`: a smaller choice is the beginning of a larger one.
+    It does not balance: of two classes of about the same size, four fifths of the data in equal
+    numbers would be nearly all rows of the smaller one, with all of its wrong labels.
     """
-    prune4rel = functools.partial(tfrec.Prune4Rel, directory=folder / "prune4rel", verbose=0)
+    prune4rel = functools.partial(
+        tfrec.Prune4Rel, balanced=False, directory=folder / "prune4rel", verbose=0
+    )
     return {
         **quality.make_selectors(fraction, seed),
         "prune4rel": lambda: prune4rel(fraction),

@@ -1,6 +1,5 @@
 """What is kept is what was chosen, of the dataset that was scored, and of no other."""
 
-import json
 import warnings
 
 import hypothesis
@@ -130,27 +129,6 @@ def test_nothing_behind_the_last_of_an_unknown_number_is_looked_at():
     assert max(seen) <= 5
 
 
-SAVED = {"with fingerprints": PRINTS, "without": None}
-
-
-def saved(tmp_path, fingerprints=PRINTS, size=4):
-    selector = Unconfident(size)
-    selector.fit(embeddings=X, confidences=np.linspace(1, 0, SIZE))
-    selector.save(tmp_path / "coreset.npy", fingerprints)
-    return selector
-
-
-@pytest.mark.parametrize("kind", SAVED)
-@pytest.mark.parametrize("as_text", [False, True])
-def test_a_saved_choice(as_text, kind, tmp_path):
-    selector = saved(tmp_path, SAVED[kind])
-    assert selector.indices_.tolist() == [22, 21, 20, 19]
-    path = tmp_path / "coreset.npy"
-    dataset = examples().apply(keep(str(path) if as_text else path))
-    assert [int(y) for _, y in dataset] == Y[19:].tolist()
-    assert int(dataset.cardinality()) == 4
-
-
 # ---- Another dataset than the one that was scored.
 
 
@@ -175,7 +153,8 @@ def test_another_order_is_noticed_at_the_first_that_is_kept():
     ids=["features", "labels", "dtype", "augmented", "shuffled"],
 )  # fmt: skip
 def test_other_data_are_noticed(dataset, tmp_path):
-    saved(tmp_path)
+    selector = Unconfident(4).fit(embeddings=X, confidences=np.linspace(1, 0, SIZE))
+    selector.save(tmp_path / "coreset.npy", PRINTS)
     for transform in (keep(CHOSEN, fingerprints=PRINTS), keep(tmp_path / "coreset.npy")):
         for later in (dataset, unknown(dataset)):
             with pytest.raises(tf.errors.InvalidArgumentError, match="Order or data have changed"):
@@ -246,6 +225,10 @@ def test_all_else_is_not_suspicious():
         (([4, -1],), r"`indices_or_path` must be at least 0. Received: indices_or_path\[1\]=-1"),
         (([4, 1, 4],), r"must not repeat a position. Received: indices_or_path\[0\]=indices_or_path"
          r"\[2\]=4"),
+        (([1, 2**63 - 1],), "must be at most 1099511627776. Received: .*=9223372036854775807"),
+        ((np.array([2**63 + 7, 1], "uint64"), 23), "at most .* Received: .*=9223372036854775815"),
+        (([1, 2**64],), r"must be at least one integer, .* Received: object of shape \(2,\)"),
+        (([1, 2**40], 23), r"must be in `\[0, 23\)`, the elements of the dataset. Received: 1099"),
         (([1, 23], 23), r"must be in `\[0, 23\)`, the elements of the dataset. Received: 23"),
         (([1, 23], None, PRINTS), r"must be in `\[0, 23\)`, the elements of the dataset"),
         (([1], 0), "`samples` must be an integer of at least 1. Received: samples=0"),
@@ -260,38 +243,6 @@ def test_all_else_is_not_suspicious():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         keep(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": "another"}, "format=tfrec_efficient.coreset. Received: format=another in"),
-        ({"version": 2}, "must have version=1. Received: version=2"),
-        ({"samples": 22}, r"must be in `\[0, 22\)`, the elements of the dataset. Received: 22"),
-        ({"samples": "23"}, "`samples` must be an integer of at least 1. Received: samples=23"),
-        ({"chosen": 3}, "must be that of the 4 positions beside it. Received: 3 chosen"),
-        ({"fingerprints": [1, 2]}, "of the 4 positions beside it. Received: 2 fingerprints"),
-    ],
-)  # fmt: skip
-def test_a_saved_choice_of_another_kind(change, message, tmp_path):
-    saved(tmp_path)
-    manifest = tmp_path / "coreset.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
-    with pytest.raises(ValueError, match=message):
-        keep(tmp_path / "coreset.npy")
-
-
-def test_a_saved_choice_that_is_not_whole(tmp_path):
-    saved(tmp_path)
-    np.save(tmp_path / "coreset.npy", np.array([1.0, 2.0]))
-    with pytest.raises(ValueError, match="`indices` must be at least one integer"):
-        keep(tmp_path / "coreset.npy")
-    np.save(tmp_path / "coreset.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        keep(tmp_path / "coreset.npy")
-    (tmp_path / "coreset.json").unlink()
-    with pytest.raises(ValueError, match="with a manifest of JSON beside it"):
-        keep(tmp_path / "coreset.npy")
 
 
 # ---- with_index.
@@ -506,7 +457,7 @@ def test_a_killed_run_goes_on(moment, whole, tmp_path, monkeypatch):
         with pytest.raises(Killed):
             selected(Forgotten(0.5), model, directory=tmp_path)
     assert not (tmp_path / "coreset.npy").exists()
-    epochs = {"an epoch": ["epoch-2"], "a save": ["tmp"]}.get(moment, ["epoch-3"])
+    epochs = {"an epoch": ["epoch-2"], "a save": []}.get(moment, ["epoch-3"])
     assert [path.name for path in (tmp_path / "warmup").iterdir()] == epochs
     # A run that begins anew needs the same weights, and one that goes on brings its own.
     resumed, selector = small_model(seed=1 if moment == "a save" else 5), Forgotten(0.5)
@@ -530,6 +481,27 @@ def test_a_directory_of_another_run_is_refused(arguments, name, whole):
     message = f"must be empty, or hold a warm-up with {name}.*; use another one. Received: "
     with pytest.raises(ValueError, match=message):
         selected(Forgotten(0.5), directory=directory, **arguments)
+
+
+def test_a_directory_in_which_nothing_was_counted_is_refused_where_counts_are_needed(tmp_path):
+    selected(Unconfident(5), directory=tmp_path)
+    message = "a warm-up in which forgetting events were counted, .* Received: one without in .*-3"
+    with pytest.raises(ValueError, match=message):
+        selected(Forgotten(5), directory=tmp_path)
+    selected(Unconfident(5), directory=tmp_path)
+    (tmp_path / "warmup" / "epoch-3" / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="must be JSON. Received: .*epoch-3/manifest.json: "):
+        selected(Unconfident(5), directory=tmp_path)
+
+
+def test_two_that_save_into_one_folder_do_not_stop_each_other(tmp_path):
+    ahead, behind = (filters._Backup(tmp_path, {}, None) for _ in range(2))
+    for backup in (ahead, behind):
+        backup.set_model(small_model())
+    for backup, epoch in [(ahead, 0), (behind, 0), (ahead, 1), (ahead, 2), (behind, 1)]:
+        backup.on_epoch_end(epoch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-2", "epoch-3"]
+    assert filters._Backup(tmp_path, {}, None).epochs_done == 3
 
 
 # ---- What select refuses before it trains.

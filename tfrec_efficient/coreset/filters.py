@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfrec_efficient.coreset._files import load_manifest
+from tfrec_efficient.coreset._files import replace
 from tfrec_efficient.coreset._samples import check_integer
 from tfrec_efficient.coreset.coreset_selector import CoresetSelector
 from tfrec_efficient.coreset.scores._examples import check_examples
@@ -204,10 +207,7 @@ def _read(path: Path) -> tuple[np.ndarray, int, np.ndarray | None]:
             "A path must be that of an `.npy` file with a manifest of JSON beside it, as "
             f"`CoresetSelector.save` writes them. Received: {path}"
         )
-    try:
-        about = json.loads(manifest.read_text())
-    except ValueError as error:
-        raise ValueError(f"The manifest must be JSON. Received: {manifest}: {error}") from error
+    about = load_manifest(manifest)
     for name, value in {"format": "tfrec_efficient.coreset", "version": 1}.items():
         if about.get(name) != value:
             raise ValueError(
@@ -215,20 +215,30 @@ def _read(path: Path) -> tuple[np.ndarray, int, np.ndarray | None]:
                 f"Received: {name}={about.get(name)} in {manifest}"
             )
     indices = _positions("indices", np.load(path, allow_pickle=False))
-    hashes = about["fingerprints"]
-    for name, size in {
-        "chosen": about["chosen"],
-        "fingerprints": len(indices) if hashes is None else len(hashes),
-    }.items():
-        if size != len(indices):
+    count, last = len(indices), indices.max()
+    chosen, samples, hashes = (about.get(name) for name in ("chosen", "samples", "fingerprints"))
+    for name, is_right, rule in (
+        ("chosen", chosen == count, f"{count}, as many as the positions beside it"),
+        ("samples", type(samples) is int and samples > last, f"an integer above {last}"),
+        (
+            "fingerprints",
+            hashes is None or (_are_hashes(hashes) and len(hashes) == count),
+            f"null or {count} integers of 64 bits",
+        ),
+    ):
+        if not is_right or name not in about:
+            received = reprlib.repr(about[name]) if name in about else "nothing"
             raise ValueError(
-                f"The manifest must be that of the {len(indices)} positions beside it. "
-                f"Received: {size} {name} in {manifest}"
+                f"The manifest of {count} positions must have `{name}` as {rule}. "
+                f"Received: {name}={received} in {manifest}"
             )
-    chosen_fingerprints = None if hashes is None else np.array(hashes, np.int64)
-    samples = check_integer("samples", about["samples"], 1)
-    _check_range(indices, samples)
-    return indices, samples, chosen_fingerprints
+    return indices, about["samples"], None if hashes is None else np.array(hashes, np.int64)
+
+
+def _are_hashes(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        type(value) is int and -(2**63) <= value < 2**63 for value in values
+    )
 
 
 def with_index() -> Transform:
@@ -448,7 +458,7 @@ def _buffer_size(spec: Any) -> int:
 class _Backup(keras.callbacks.Callback):
     """Saves after each epoch all that a warm-up goes on from, and takes it up when one begins.
 
-    Each epoch has a folder of its own, which is renamed to its name when it is whole.
+    Each epoch has a folder of its own, which is there when it is whole.
     """
 
     def __init__(
@@ -459,10 +469,10 @@ class _Backup(keras.callbacks.Callback):
         self._about = {"format": "tfrec_efficient.warmup", "version": 1, **about}
         self._counter = counter
         folder.mkdir(parents=True, exist_ok=True)
-        self.epochs_done = max((int(p.name[6:]) for p in folder.glob("epoch-*")), default=0)
+        self.epochs_done = max(map(_epochs_of, folder.glob("epoch-*")), default=0)
         if self.epochs_done:
             manifest = self._path(self.epochs_done) / "manifest.json"
-            found = json.loads(manifest.read_text())
+            found = load_manifest(manifest)
             for name, value in self._about.items():
                 if found.get(name) != value:
                     raise ValueError(
@@ -493,14 +503,19 @@ class _Backup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         del logs
-        temporary = self._folder / "tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        self.model.save_weights(temporary / "model.weights.h5")
-        if self._counter is not None:
-            np.save(temporary / "right.npy", self._counter.right_)
-        (temporary / "manifest.json").write_text(json.dumps(self._about) + "\n")
-        os.replace(temporary, self._path(epoch + 1))
+        if not self._path(epoch + 1).exists():  # another process may have come as far
+            replace(self._path(epoch + 1), self._save)
         for path in self._folder.glob("epoch-*"):
-            if path != self._path(epoch + 1):
-                shutil.rmtree(path)
+            if _epochs_of(path) <= epoch:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _save(self, path: Path) -> None:
+        path.mkdir()
+        self.model.save_weights(path / "model.weights.h5")
+        if self._counter is not None:
+            np.save(path / "right.npy", self._counter.right_)
+        (path / "manifest.json").write_text(json.dumps(self._about) + "\n")
+
+
+def _epochs_of(path: Path) -> int:
+    return int(path.name.removeprefix("epoch-"))

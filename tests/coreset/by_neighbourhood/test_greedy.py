@@ -76,3 +76,6 @@ def test_a_directory_belongs_to_one_choice(tmp_path):
         _greedy.claim(tmp_path / "a", {"scale": 2.0}, arrays)
     with pytest.raises(ValueError, match="with data="):
         _greedy.claim(tmp_path / "a", {"scale": 1.0}, [np.arange(6.0), np.array([0, 2, 1])])
+    (tmp_path / "a" / "choice.json").write_text("{")
+    with pytest.raises(ValueError, match="must be JSON. Received: .*choice.json: "):
+        _greedy.claim(tmp_path / "a", {"scale": 1.0}, arrays)

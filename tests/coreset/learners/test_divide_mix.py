@@ -148,6 +148,28 @@ def test_low_temperatures_do_not_underflow(shared):
     assert np.isfinite(loss(shared, learner))
 
 
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_certain_classifiers_stay_finite(from_logits, shared):
+    """Of classes that no sample has, the probability is too small for a number."""
+    logits = np.where(np.arange(K) == 0, 1000.0, 0.0) * np.ones((N, 1))
+    networks = [shared.table(logits), shared.table(0.9 * logits)]
+    if not from_logits:
+        networks = [keras.Sequential([network, keras.layers.Softmax()]) for network in networks]
+    learner = DivideMix(*networks, N, K, from_logits=from_logits, mixup_alpha=0.0)
+    p = np.tile([[1.0, 0.0, 0.0]], (2, N, 1))
+    expected = 0.0
+    for mine, largest in enumerate([1000.0, 900.0]):
+        t, is_labelled = targets(p, mine)
+        floor = keras.config.epsilon()
+        logs = np.array([0.0, *[-largest if from_logits else np.log(floor)] * 2])
+        expected -= (t @ logs)[is_labelled].mean() + (np.log(K) + 2 / K * np.log(floor))
+    assert loss(shared, warm(learner)) == pytest.approx(expected, rel=1e-5)
+    shared.compiled(learner, keras.optimizers.SGD(1.0))
+    learner.train_on_batch(EYE, LABELS, np.arange(N))
+    for weight in learner.weights:
+        assert np.isfinite(weight.numpy()).all()
+
+
 def test_a_side_without_samples_adds_nothing(shared):
     learner = warm(make(shared, mixup_alpha=0.0, clean_threshold=1.0, rampup_epochs=0))
     learner.clean_probability.assign(np.zeros((N, 2)))
@@ -182,6 +204,21 @@ def test_the_warm_up_counts_epochs_over_all_fits(shared):
     assert abs(losses[3] - losses[0]) > 0.01
     assert learner.epochs_done.numpy() == 5
     assert shared.fit(learner)["loss"][0] != pytest.approx(losses[0], abs=0.01)
+
+
+def test_epochs_are_counted_and_samples_divided_under_a_strategy_of_one_replica(shared):
+    def run():
+        learner = shared.learner(DivideMix, warmup_epochs=2)
+        learner.compile(keras.optimizers.SGD(0.1))
+        shared.fit(learner, shared.dataset(batch_size=12), epochs=3)
+        shared.fit(learner, shared.dataset(batch_size=12), epochs=1)
+        return learner
+
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        mirrored = run()
+    assert mirrored.epochs_done.numpy() == 4
+    for ours, plain in zip(mirrored.weights, run().weights, strict=True):
+        np.testing.assert_allclose(ours.numpy(), plain.numpy(), rtol=1e-5, err_msg=ours.path)
 
 
 def test_a_part_of_the_samples_is_enough(shared):

@@ -50,10 +50,25 @@ def test_evaluation_tells_the_loss_of_compile_and_weights_samples(shared):
     assert learner.evaluate(shared.X, shared.Y, verbose=0) == pytest.approx(1)
 
 
-def test_an_index_in_what_is_evaluated_is_no_weight(kind, shared):
-    learner = shared.compiled(shared.learner(kind), metrics=["accuracy"])
-    plain = learner.evaluate(shared.X, shared.Y, batch_size=12, verbose=0)
-    assert learner.evaluate(shared.dataset(batch_size=12), verbose=0) == pytest.approx(plain)
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8"])
+def test_an_index_and_a_weight_are_not_taken_for_each_other(kind, dtype, shared):
+    learner = shared.compiled(shared.learner(kind), run_eagerly=dtype != "uint8")
+    numbers = shared.INDEX.astype(dtype)
+    words = (
+        "`sample_weight` must be floating in what is evaluated; cast weights, and leave an index "
+        f"out by `dataset.map(lambda x, y, index: (x, y))`. Received: dtype {dtype}"
+    )
+    for evaluate in (
+        lambda: learner.evaluate(shared.dataset(index=numbers), verbose=0),
+        lambda: learner.evaluate(shared.X, shared.Y, sample_weight=numbers, verbose=0),
+        lambda: learner.test_on_batch(shared.X, shared.Y, numbers),
+    ):
+        with pytest.raises(ValueError) as error:
+            evaluate()
+        assert words in str(error.value)
+    weighted = learner.evaluate(shared.dataset(index=numbers.astype("float32")), verbose=0)
+    losses = -np.log(learner.predict_on_batch(shared.X)[shared.INDEX, shared.Y])
+    assert weighted == pytest.approx((losses * shared.INDEX).mean(), rel=1e-5)
 
 
 # ---- Training.
@@ -64,7 +79,8 @@ def test_fit_trains_the_classifiers_and_validates(kind, shared):
     before = [variable.numpy() for variable in learner.trainable_variables]
     shared.compiled(learner, metrics=["accuracy"], run_eagerly=False)
     data = shared.dataset(batch_size=16)  # of two sizes
-    history = shared.fit(learner, data, epochs=2, validation_data=data)
+    plain = data.map(lambda x, y, index: (x, y))
+    history = shared.fit(learner, data, epochs=2, validation_data=plain)
     assert set(history) == {"accuracy", "loss", "val_accuracy", "val_loss"}
     assert np.isfinite(history["loss"]).all()
     trainable = [v for network in networks_of(learner) for v in network.trainable_variables]

@@ -55,11 +55,11 @@ def assert_same(found, expected):
 
 
 def contents(directory):
-    return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
+    return {path.name: path.read_bytes() for path in Path(directory).iterdir() if path.is_file()}
 
 
 def as_if_killed(directory, rows, rng):
-    """Leaves what a kill leaves: files with more than the rows that the manifest counts."""
+    """Leaves what a kill leaves: more rows than the manifest counts, and the half of another."""
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest |= {"rows": rows, "data": None}
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -68,7 +68,9 @@ def as_if_killed(directory, rows, rng):
         end = 128 + rows * ((len(data) - 128) // SIZE)
         garbage = rng.integers(0, 256, rng.integers(0, 40), np.uint8).tobytes()
         (directory / f"{name}.npy").write_bytes(bytes(128) + data[128:end] + garbage)
-    (directory / ".manifest.json.tmp").write_text('{"rows"')
+    half = directory / ".manifest.json-killed"
+    half.mkdir()
+    (half / "manifest.json").write_text('{"rows"')
 
 
 @pytest.fixture(scope="session")

@@ -153,6 +153,9 @@ def test_files_that_are_not_whole_are_refused(tmp_path, shared):
     manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="with version=1; .* Received: version=2 in"):
         shared.score(shared.small_model(), directory=tmp_path)
+    manifest.write_text(manifest.read_text()[:40])
+    with pytest.raises(ValueError, match=f"must be JSON. Received: {re.escape(str(manifest))}: "):
+        shared.score(shared.small_model(), directory=tmp_path)
 
 
 def test_a_header_has_room_for_any_number_of_rows(tmp_path, shared):

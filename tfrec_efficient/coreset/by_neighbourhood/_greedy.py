@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from tfrec_efficient.coreset._files import load_array
+from tfrec_efficient.coreset._files import load_manifest
 from tfrec_efficient.coreset._files import replace
 from tfrec_efficient.coreset._files import save_array
 
@@ -78,7 +79,7 @@ def claim(directory: Path, about: dict[str, Any], arrays: list[np.ndarray]) -> N
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "choice.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = load_manifest(path)
         differing = [name for name in manifest if found.get(name) != manifest[name]]
         if differing:
             name = differing[0]

@@ -15,7 +15,8 @@ class Learner(keras.Model, abc.ABC):
     """A model around one classifier or two that remembers something of each training sample.
 
     It is trained by batches `(x, y, index)`. To predict and to evaluate, it is a classifier: its
-    output is that of the classifier, or the mean of the two.
+    output is that of the classifier, or the mean of the two; and it is evaluated on `(x, y)` or
+    `(x, y, sample_weight)`.
 
     A subclass is two methods, `_make_weights` and `_training_loss`, and builds itself at the end of
     its constructor, for what is built can be saved and resumed from the first step on.
@@ -120,9 +121,15 @@ class Learner(keras.Model, abc.ABC):
         return cross_entropy(y, y_pred, sample_weight)
 
     def test_step(self, data: Any) -> Any:
-        # With the index as weights, the figures of the training samples would mean nothing.
-        if isinstance(data, (tuple, list)) and len(data) == 3 and _is_integer(data[2]):
-            data = tuple(data[:2])
+        *_, weights = keras.utils.unpack_x_y_sample_weight(data)
+        dtype = None if weights is None else tf.convert_to_tensor(weights).dtype
+        # Integers may be an index, and as weights it would give figures that mean nothing.
+        if dtype is not None and dtype.is_integer:
+            raise ValueError(
+                "`sample_weight` must be floating in what is evaluated; cast weights, and leave an "
+                "index out by `dataset.map(lambda x, y, index: (x, y))`. "
+                f"Received: dtype {dtype.name}"
+            )
         return super().test_step(data)
 
     # ---- Training.
@@ -267,10 +274,6 @@ def _in_range(name: str, values: Any, size: int) -> tf.Tensor:
     rule = f"`{name}` must be in `[0, {size})`. Received: `{name}["
     is_wrong = (values < 0) | (values >= size)
     return refuse(values, is_wrong, rule, positions, "]=", values, "`")
-
-
-def _is_integer(values: Any) -> bool:
-    return values is not None and tf.convert_to_tensor(values).dtype.is_integer
 
 
 def _check_classifiers(first: Any, second: Any) -> None:

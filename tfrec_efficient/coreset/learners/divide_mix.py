@@ -39,8 +39,9 @@ class DivideMix(Learner):
 
     Train it by `fit`, on a `tf.data.Dataset` of batches `(x, y, index)` that is read once more for
     each division, so it should not augment: `augment` does. What of an epoch is known is saved with
-    the weights, and `keras.callbacks.BackupAndRestore` resumes a run. Predictions are the mean
-    output of both classifiers. It runs on one replica, and is not compiled by XLA.
+    the weights, and `keras.callbacks.BackupAndRestore` resumes a run. Evaluate it on `(x, y)` or
+    `(x, y, sample_weight)`, with floating weights. Predictions are the mean output of both
+    classifiers. It runs on one replica, and is not compiled by XLA.
 
     Args:
         classifier: A built `keras.Model` with outputs of shape `(batch, classes)`.

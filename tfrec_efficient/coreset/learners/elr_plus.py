@@ -33,9 +33,10 @@ class ELRPlus(Learner):
 
     and both are trained in the same step, by the optimizer of `compile`.
 
-    Train it on batches `(x, y, index)`. Predictions are the mean output of both classifiers, and
-    metrics of training are those of the two averages, on inputs that are not mixed. It runs on one
-    replica, and is not compiled by XLA.
+    Train it on batches `(x, y, index)`. Evaluate it on `(x, y)` or `(x, y, sample_weight)`, with
+    floating weights. Predictions are the mean output of both classifiers, and metrics of training
+    are those of the two averages, on inputs that are not mixed. It runs on one replica, and is not
+    compiled by XLA.
 
     Args:
         classifier: A built `keras.Model` with outputs of shape `(batch, classes)`.

@@ -32,8 +32,9 @@ class SOPPlus(Learner):
     held fixed. The optimizer of `compile` trains the classifier. Rows of `u` and `v` take steps of
     plain gradient descent, without momentum and weight decay, and only those of the batch.
 
-    Train it on batches `(x, y, index)`. Predictions are those of the classifier. It runs on one
-    replica, and is not compiled by XLA.
+    Train it on batches `(x, y, index)`. Evaluate it on `(x, y)` or `(x, y, sample_weight)`, with
+    floating weights. Predictions are those of the classifier. It runs on one replica, and is not
+    compiled by XLA.
 
     Args:
         classifier: A built `keras.Model` with outputs of shape `(batch, classes)`.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tfrec_efficient.coreset._files import load_manifest
 from tfrec_efficient.coreset._files import replace
 
 _FORMAT = {"format": "tfrec_efficient.warmup_scores", "version": 1}
@@ -69,7 +70,7 @@ class Files:
         directory.mkdir(parents=True, exist_ok=True)
         manifest = directory / "manifest.json"
         if manifest.exists():
-            about = json.loads(manifest.read_text())
+            about = load_manifest(manifest)
             for name in (*_FORMAT, *identity):
                 if about.get(name) != self._about[name]:
                     raise ValueError(
