@@ -504,7 +504,7 @@ FROM_LOGITS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         (FROM_LOGITS, True, None),
         (lambda y, y_pred: FROM_LOGITS(y, y_pred), True, None),  # of which nothing is known
     ],
-    ids=str,
+    ids=["not_said", "said_wrongly", "said_in_the_loss", "said_twice", "of_any_function"],
 )
 def test_the_loss_says_whether_outputs_are_logits(loss, from_logits, received, shared):
     activation = None if from_logits else "softmax"
