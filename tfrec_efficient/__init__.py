@@ -9,6 +9,8 @@ What lies where, in the order in which data flows:
 - `sampling`: the base class of that, and other selectors of batches.
 - `EmbeddingBag`: a Keras layer that pools rows of an embedding table.
 - `EmbeddingBagCollection`: many features and tables in one op.
+- `CachedEmbedding`: a table larger than memory, in files, with the rows in use in memory.
+- `embedding`: all of these layers, and what belongs to them.
 - `optimizers`: Keras optimizers that update only the rows of a table that have a gradient.
 - `ops`: the C++ ops below the layers, each with a pure-TensorFlow reference.
 - `testing`: test harnesses for layers, ops and dataset transforms; imported by name.
@@ -25,10 +27,12 @@ if _keras.backend.backend() != "tensorflow":
 
 from tfrec_efficient import coreset as coreset
 from tfrec_efficient import data as data
+from tfrec_efficient import embedding as embedding
 from tfrec_efficient import ops as ops
 from tfrec_efficient import optimizers as optimizers
 from tfrec_efficient import sampling as sampling
 from tfrec_efficient.coreset.by_neighbourhood.prune4rel import Prune4Rel as Prune4Rel
+from tfrec_efficient.embedding.cached import CachedEmbedding as CachedEmbedding
 from tfrec_efficient.embedding.embedding_bag import EmbeddingBag as EmbeddingBag
 from tfrec_efficient.embedding.embedding_bag_collection import (
     EmbeddingBagCollection as EmbeddingBagCollection,

@@ -162,6 +162,16 @@ class LockedVariables {
   std::vector<tensorflow::mutex*> locked_;
 };
 
+// Before a variable changes: somebody who still holds its value, as a dense read does, must keep it.
+inline absl::Status OwnValue(OpKernelContext* ctx, Tensor* value) {
+  if (value->RefCountIsOne()) return absl::OkStatus();
+  Tensor copy;
+  TF_RETURN_IF_ERROR(ctx->allocate_temp(value->dtype(), value->shape(), &copy));
+  std::memcpy(copy.data(), value->data(), value->TotalBytes());
+  *value = copy;
+  return absl::OkStatus();
+}
+
 // What all kernels over bags share: the attributes of the features, and the input lists `ids`,
 // `row_splits` and `weights`, of one entry for each feature.
 template <typename T, typename Id>

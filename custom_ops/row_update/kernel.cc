@@ -126,14 +126,8 @@ class RowUpdateOp final : public BagKernel<T, Id> {
     return absl::OkStatus();
   }
 
-  // Somebody who still holds the value of the variable, as a dense read does, must keep that value.
   absl::Status MakeWritable(OpKernelContext* ctx, size_t input, Tensor* tensor) {
-    if (!tensor->RefCountIsOne()) {
-      Tensor copy;
-      TF_RETURN_IF_ERROR(ctx->allocate_temp(tensor->dtype(), tensor->shape(), &copy));
-      std::memcpy(copy.data(), tensor->data(), tensor->TotalBytes());
-      *tensor = copy;
-    }
+    TF_RETURN_IF_ERROR(OwnValue(ctx, tensor));
     huge_pages_.Use(input, tensor->data(), tensor->TotalBytes());
     return absl::OkStatus();
   }

@@ -1,9 +1,12 @@
 // The cores on real threads, for ThreadSanitizer to watch, with the results of one thread.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <shared_mutex>
 #include <thread>
 #include <vector>
@@ -14,12 +17,17 @@
 #include "custom_ops/gather_reduce/gather_reduce.h"
 #include "custom_ops/gather_reduce/table_gradient.h"
 #include "custom_ops/neighbourhood/points.h"
+#include "custom_ops/row_store/cached_table.h"
+#include "custom_ops/row_store/initial_rows.h"
+#include "custom_ops/row_store/row_store.h"
 #include "custom_ops/row_update/row_update.h"
 #include "tests/cc/check.h"
 #include "tests/cc/random_lookups.h"
 #include "tests/cc/random_points.h"
 #include "tests/cc/random_rows.h"
 #include "tests/cc/random_updates.h"
+#include "tests/cc/slow_cached_table.h"
+#include "tests/cc/store_folder.h"
 
 namespace tfrec {
 namespace {
@@ -266,6 +274,168 @@ void TestNeighbourhood() {
   }
 }
 
+// Each thread writes rows of its own among those of the others, and reads them back, while the
+// store grows and makes checkpoints.
+void TestRowStore() {
+  constexpr int64_t kWidth = 3;
+  const StoreFolder folder;
+  const auto store = RowStore::Create(folder.Path(), kRows, ColumnsOf(kWidth), "{}");
+  const auto work = [&](int64_t thread) {
+    Rng rng(thread);
+    std::vector<int64_t> ids;
+    for (int64_t id = thread; id < kRows; id += kThreads) ids.push_back(id);
+    std::vector<float> expected(ids.size() * kWidth);
+    std::vector<float> actual(expected.size());
+    std::vector<uint8_t> is_there(ids.size());
+    for (int round = 0; round < 10; ++round) {
+      const size_t first = round > 0 ? rng() % ids.size() : 0;
+      for (size_t k = first * kWidth; k < expected.size(); ++k) {
+        expected[k] = static_cast<float>(rng() % 1000);
+      }
+      store->Write(ids.data() + first, ids.size() - first, expected.data() + first * kWidth);
+      store->Read(ids.data(), ids.size(), actual.data(), is_there.data());
+      CHECK(actual == expected, thread, round);
+      CHECK_EQ(std::count(is_there.begin(), is_there.end(), 1), static_cast<int64_t>(ids.size()));
+    }
+  };
+  std::thread saver([&] {
+    for (int i = 1; i <= 5; ++i) {
+      store->Checkpoint("{}");
+      store->Grow(kRows + i);
+      store->Verify();
+      CHECK_EQ(store->Checkpoints(), i);
+    }
+  });
+  RunTogether(kThreads, work);
+  saver.join();
+}
+
+// One thread trains for a second, while others announce its batches, read rows and make
+// checkpoints. All weights of a row are the same, so that a row that is torn shows.
+class CachedTraining {
+ public:
+  CachedTraining()
+      : table_(std::make_shared<CachedTable>(
+            RowStore::Create(folder_.Path(), kIds, ColumnsOf(kWidth), "{}"), kSlots, Policy::kLfu,
+            InitialRows{InitialRows::Kind::kConstant, 1, 0, 0, kWeights, {0, 0}})),
+        slab_(kSlots, kWeights) {}
+
+  void Run() {
+    std::vector<std::thread> threads;
+    threads.emplace_back([&] { Announce(); });
+    threads.emplace_back([&] { Read(); });
+    threads.emplace_back([&] { Save(); });
+    Train();
+    for (std::thread& thread : threads) thread.join();
+    const CachedTable::Stats stats = table_->GetStats();
+    CHECK(stats.awaited > 10 && stats.rows_written > 10, stats.awaited, stats.rows_written);
+    CHECK(table_->Store().Checkpoints() > 1);
+    CheckIsSerial();
+    table_->Checkpoint("{}", &slab_);
+    slab_.Clear();
+    table_.reset();
+    table_ = std::make_shared<CachedTable>(
+        RowStore::Open(folder_.Path()), kSlots, Policy::kLru,
+        InitialRows{InitialRows::Kind::kConstant, 1, 0, 0, kWeights, {0, 0}});
+    CheckIsSerial();
+  }
+
+ private:
+  static constexpr int64_t kIds = 300;
+  static constexpr int64_t kSlots = 90;
+  static constexpr int64_t kWeights = 4;
+  static constexpr int64_t kWidth = kWeights + CachedTable::kOwnColumns;
+
+  static Ids BatchOf(int64_t step) {
+    Rng rng(step);
+    Ids ids(20);
+    for (int64_t& id : ids) id = Below(&rng, 1 + Below(&rng, kIds));
+    return ids;
+  }
+  static bool IsAnnounced(int64_t step) { return step % 8 > 0; }
+  static float Trained(float weight, int64_t step) {
+    return weight * 0.5F + static_cast<float>(step % 100);
+  }
+
+  void Train() {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+    for (; steps_ < 200 || std::chrono::steady_clock::now() < end; ++steps_) {
+      const Ids ids = BatchOf(steps_);
+      while (IsAnnounced(steps_) && announced_ <= steps_) std::this_thread::yield();
+      std::vector<int32_t> slots(ids.size());
+      const auto lease = table_->Lookup(ids.data(), ids.size(), {}, &slab_, slots.data());
+      {
+        const std::lock_guard<std::mutex> lock(slab_.Mutex());
+        for (const int32_t slot : std::set<int32_t>(slots.begin(), slots.end())) {
+          float* const weights = slab_.Row(slot);
+          for (int64_t c = 0; c < kWeights; ++c) weights[c] = Trained(weights[c], steps_);
+        }
+      }
+      lease->End(/*is_dirty=*/true);
+    }
+    is_done_ = true;
+  }
+  void Announce() {
+    for (int64_t step = 0; !is_done_; announced_ = ++step) {
+      while (step > steps_ + 3 && !is_done_) std::this_thread::yield();
+      if (step % 100 == 99) table_->Forget(0);
+      if (!IsAnnounced(step)) continue;
+      const Ids ids = BatchOf(step);
+      table_->Prefetch(0, ids.data(), ids.size(), {}, &slab_);
+    }
+  }
+  void Read() {
+    Rng rng(1);
+    std::vector<float> lookups(kIds, 0);
+    while (!is_done_) {
+      const Ids ids = BatchOf(static_cast<int64_t>(rng() >> 1));
+      Floats rows(ids.size() * kWidth);
+      table_->Read(ids.data(), ids.size(), &slab_, rows.data());
+      for (size_t k = 0; k < ids.size(); ++k) {
+        const float* const row = &rows[k * kWidth];
+        CHECK_EQ(std::count(row, row + kWeights, row[0]), kWeights, ids[k]);
+        CHECK(row[kWeights] >= lookups[ids[k]], ids[k]);
+        lookups[ids[k]] = row[kWeights];
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
+  }
+  void Save() {
+    while (!is_done_) {
+      table_->Checkpoint("{}", &slab_);
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  }
+
+  void CheckIsSerial() {
+    Ids ids(kIds);
+    Floats weights(kIds, 1);
+    Floats lookups(kIds, 0);
+    for (int64_t step = 0; step < steps_; ++step) {
+      const Ids batch = BatchOf(step);
+      for (const int64_t id : batch) ++lookups[id];
+      for (const int64_t id : std::set<int64_t>(batch.begin(), batch.end())) {
+        weights[id] = Trained(weights[id], step);
+      }
+    }
+    for (int64_t id = 0; id < kIds; ++id) ids[id] = id;
+    Floats rows(kIds * kWidth);
+    table_->Read(ids.data(), kIds, &slab_, rows.data());
+    for (int64_t id = 0; id < kIds; ++id) {
+      const float* const row = &rows[id * kWidth];
+      CHECK_EQ(std::count(row, row + kWeights, weights[id]), kWeights, id);
+      CHECK_EQ(row[kWeights], lookups[id], id);
+    }
+  }
+
+  const StoreFolder folder_;
+  std::shared_ptr<CachedTable> table_;
+  MemorySlab slab_;
+  std::atomic<int64_t> steps_{0};
+  std::atomic<int64_t> announced_{0};
+  std::atomic<bool> is_done_{false};
+};
+
 }  // namespace
 }  // namespace tfrec
 
@@ -278,5 +448,7 @@ int main() {
   tfrec::TestReadersSeeWholeSteps();
   tfrec::TestHugePagesForSeveralTables();
   tfrec::TestNeighbourhood();
+  tfrec::TestRowStore();
+  tfrec::CachedTraining().Run();
   return 0;
 }

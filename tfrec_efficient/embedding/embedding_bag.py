@@ -6,18 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrec_efficient.embedding._ids import check_dtype
-from tfrec_efficient.embedding._ids import whole_numbers
-from tfrec_efficient.ops._bags import check_padding_id
-from tfrec_efficient.ops.gather_reduce import COMBINERS
+from tfrec_efficient.embedding._bag_layer import BagLayer
 from tfrec_efficient.ops.gather_reduce import Combiner
 from tfrec_efficient.ops.gather_reduce import gather_reduce
 
-_SPARSE_NEEDS_COMBINER = "Sparse `ids` need a combiner. Received: combiner=None"
-
 
 @keras.saving.register_keras_serializable(package="tfrec_efficient")
-class EmbeddingBag(keras.layers.Layer):
+class EmbeddingBag(BagLayer):
     """Looks rows of an embedding table up, and pools each bag of them into one vector.
 
     With a combiner, ids of shape `(..., hotness)` become vectors of shape `(..., output_dim)`:
@@ -77,9 +72,6 @@ class EmbeddingBag(keras.layers.Layer):
         - See `tfrec_efficient.ops.gather_reduce` for the formula and the paper.
     """
 
-    built: bool
-    dtype_policy: Any
-
     def __init__(
         self,
         input_dim: int,
@@ -93,32 +85,10 @@ class EmbeddingBag(keras.layers.Layer):
         weights: Any = None,
         **kwargs: Any,
     ) -> None:
-        for name, size in (("input_dim", input_dim), ("output_dim", output_dim)):
-            if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={size!r}")
-        if combiner is not None and combiner not in COMBINERS:
-            raise ValueError(
-                '`combiner` must be "sum", "mean", "sqrtn" or None. '
-                f"Received: combiner={combiner!r}"
-            )
-        if mask_zero and combiner is not None:
-            raise ValueError(
-                "`mask_zero` needs `combiner=None`; with a combiner, use `padding_id=0`. "
-                f"Received: mask_zero={mask_zero}, combiner={combiner!r}"
-            )
-        check_padding_id(padding_id)
-        super().__init__(**kwargs)
-        self.input_dim = input_dim
-        self.output_dim = output_dim
-        self.combiner = combiner
+        super().__init__(input_dim, output_dim, combiner, padding_id, mask_zero, **kwargs)
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
         self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = keras.constraints.get(embeddings_constraint)
-        self.padding_id = None if padding_id is None else int(padding_id)
-        self.mask_zero = mask_zero
-        self.supports_masking = mask_zero
-        self.supports_jit = False  # XLA cannot compile custom ops
-        self.autocast = False  # half precision would merge ids
         if weights is not None:
             self.build()
             self.set_weights(weights if isinstance(weights, list) else [weights])
@@ -143,16 +113,7 @@ class EmbeddingBag(keras.layers.Layer):
         self.built = True
 
     def call(self, ids: Any, weights: Any = None, casting: Any = None) -> Any:
-        ids = whole_numbers(ids, self.input_dim)
-        if self.combiner is None:
-            if weights is not None:
-                raise ValueError("`weights` need a combiner. Received: combiner=None")
-            pooled = self._look_up(ids, casting)
-        elif isinstance(ids, tf.RaggedTensor | tf.SparseTensor) or ids.shape.rank == 2:
-            pooled = self._pool(ids, weights, casting)
-        else:
-            pooled = self._pool_last_axis(ids, weights, casting)
-        return keras.ops.cast(pooled, self.compute_dtype)
+        return self._pool_or_look_up(ids, weights, casting)
 
     def _pool(self, ids: Any, weights: Any, casting: Any) -> tf.Tensor:
         return gather_reduce(
@@ -163,60 +124,6 @@ class EmbeddingBag(keras.layers.Layer):
             self.padding_id,
             casting,
             self.scales if self.quantization_mode == "int8" else None,
-        )
-
-    def _pool_last_axis(self, ids: tf.Tensor, weights: Any, casting: Any) -> tf.Tensor:
-        self._check_rank(ids)
-        shape = tf.shape(ids)
-        checks = []
-        if weights is not None:
-            weights = tf.convert_to_tensor(weights)
-            message = "`weights` must have the shape of `ids`"
-            if not weights.shape.is_compatible_with(ids.shape):
-                raise ValueError(f"{message}, {ids.shape}. Received: shape {weights.shape}")
-            checks.append(tf.debugging.assert_equal(tf.shape(weights), shape, message))
-        with tf.control_dependencies(checks):
-            bags = tf.concat([[tf.reduce_prod(shape[:-1])], shape[-1:]], 0)
-        weights = None if weights is None else tf.reshape(weights, bags)
-        pooled = self._pool(tf.reshape(ids, bags), weights, casting)
-        pooled = tf.reshape(pooled, tf.concat([shape[:-1], [self.output_dim]], 0))
-        return tf.ensure_shape(pooled, ids.shape[:-1].concatenate(self.output_dim))
-
-    def _look_up(self, ids: Any, casting: Any) -> Any:
-        if isinstance(ids, tf.SparseTensor):
-            raise ValueError(_SPARSE_NEEDS_COMBINER)
-        if isinstance(ids, tf.RaggedTensor):
-            return ids.with_flat_values(self._look_up(ids.flat_values, casting))
-        rows = self._pool(tf.reshape(ids, [-1, 1]), None, casting)
-        rows = tf.reshape(rows, tf.concat([tf.shape(ids), [self.output_dim]], 0))
-        return tf.ensure_shape(rows, ids.shape.concatenate(self.output_dim))
-
-    def _check_rank(self, ids: Any) -> None:
-        if len(ids.shape) < 2:
-            raise ValueError(
-                "`ids` must have rank 2 or more, `(..., hotness)`, with a combiner. "
-                f"Received: shape {tuple(ids.shape)}"
-            )
-
-    def compute_mask(self, ids: Any, mask: Any = None) -> Any:
-        return keras.ops.not_equal(ids, 0) if self.mask_zero else None
-
-    def compute_output_shape(
-        self, ids_shape: Any, weights_shape: Any = None, casting_shape: Any = None
-    ) -> Any:
-        kept = ids_shape if self.combiner is None else ids_shape[:-1]
-        return (*kept, self.output_dim)
-
-    def compute_output_spec(self, ids: Any, weights: Any = None, casting: Any = None) -> Any:
-        check_dtype(ids, self.input_dim)
-        if self.combiner is not None:
-            self._check_rank(ids)
-        elif getattr(ids, "sparse", False):
-            raise ValueError(_SPARSE_NEEDS_COMBINER)
-        return keras.KerasTensor(
-            self.compute_output_shape(ids.shape),
-            dtype=self.compute_dtype,
-            ragged=self.combiner is None and getattr(ids, "ragged", False),
         )
 
     def quantize(self, mode: str, type_check: bool = True, config: Any = None) -> None:
@@ -284,14 +191,9 @@ class EmbeddingBag(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
-            input_dim=self.input_dim,
-            output_dim=self.output_dim,
-            combiner=self.combiner,
             embeddings_initializer=keras.initializers.serialize(self.embeddings_initializer),
             embeddings_regularizer=keras.regularizers.serialize(self.embeddings_regularizer),
             embeddings_constraint=keras.constraints.serialize(self.embeddings_constraint),
-            padding_id=self.padding_id,
-            mask_zero=self.mask_zero,
         )
         return config
 

@@ -1,4 +1,4 @@
-"""C++ ops, each with a pure-TensorFlow reference of the same signature.
+"""C++ ops, each with a pure-TensorFlow reference of the same signature, but for tables in files.
 
 `TFREC_OPS=python` or `TFREC_OPS=native` forces one of the two; without it the native library is
 used where it was built. Call `load_all()` before `tf.saved_model.load` of a model that was saved
@@ -14,4 +14,5 @@ from tfrec_efficient.ops.gather_reduce import gather_reduce_many as gather_reduc
 from tfrec_efficient.ops.neighbourhood import choose_by_own_gain as choose_by_own_gain
 from tfrec_efficient.ops.neighbourhood import choose_over_graph as choose_over_graph
 from tfrec_efficient.ops.neighbourhood import neighbour_graph as neighbour_graph
+from tfrec_efficient.ops.row_store import mapped_rows as mapped_rows
 from tfrec_efficient.ops.row_update import row_update as row_update

@@ -25,6 +25,7 @@ class RowOptimizer(keras.optimizers.Optimizer):
     """
 
     loss_scale_factor: Any
+    updates_rows_only = True
 
     def __init__(self, *args: Any, stochastic_rounding: bool, seed: int, **kwargs: Any) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool):
@@ -148,6 +149,10 @@ class RowOptimizer(keras.optimizers.Optimizer):
         # The slots of a narrow table are as wide as its sums are: squares of gradients underflow.
         if dtype in ("float16", "bfloat16"):
             dtype = "float32"
+        if isinstance(initializer, keras.initializers.Constant):
+            # That of Keras multiplies ones: memory for two more tables, for a moment.
+            value = initializer.value
+            initializer = lambda shape, dtype: tf.fill(shape, tf.cast(value, dtype))  # noqa: E731
         return super().add_variable(shape, initializer, dtype, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The rivals and the cells of `cached_embedding.py`."""
