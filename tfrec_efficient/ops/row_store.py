@@ -13,6 +13,10 @@ from tfrec_efficient.ops import _loader
 from tfrec_efficient.ops._bags import NO_PADDING
 
 EvictionPolicy = Literal["lru", "lfu", "static"]
+
+# Or a tape would ask for the zeros of a lease.
+tf.no_gradient("TfrecEfficient>CachedTableLookup")
+
 _OWN_COLUMNS = 2
 
 
