@@ -1,5 +1,7 @@
 #include "custom_ops/common/kernel.h"
 
+#include <sys/stat.h>
+
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -52,7 +54,11 @@ class MappedRowsOp final : public OpKernel {
                 absl::InvalidArgumentError("`path` must be one text."));
     const std::string path(ctx->input(0).flat<tensorflow::tstring>()(0));
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (path != path_) {
+    // Kernels outlive layers, and a file may be replaced by another one of its name.
+    struct stat status {};
+    const bool is_there = stat(path.c_str(), &status) == 0;
+    const bool is_other = status.st_dev != device_ || status.st_ino != inode_;
+    if (path != path_ || (is_there && is_other)) {
       std::vector<int64_t> shape;
       for (const auto dim : shape_) shape.push_back(dim.size);
       std::unique_ptr<MappedFile> file;
@@ -66,6 +72,8 @@ class MappedRowsOp final : public OpKernel {
       const tensorflow::core::RefCountPtr<MappedBuffer> buffer(new MappedBuffer(std::move(file)));
       rows_ = Tensor(dtype_, shape_, buffer.get());
       path_ = path;
+      device_ = status.st_dev;
+      inode_ = status.st_ino;
     }
     ctx->set_output(0, rows_);
   }
@@ -75,6 +83,8 @@ class MappedRowsOp final : public OpKernel {
   TensorShape shape_;
   std::mutex mutex_;
   std::string path_;
+  dev_t device_ = 0;
+  ino_t inode_ = 0;
   Tensor rows_;
 };
 
