@@ -36,8 +36,10 @@ class BuildOps(build_ext):
             flags = tensorflow_flags()
             compiler = shlex.split(os.environ.get("CXX") or "g++")
             # Never fused, so that all instruction sets return the same bits; no errno, so that
-            # square roots vectorise; and TensorFlow's headers are full of warnings.
-            options = ["-O3", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-w", "-I."]
+            # square roots vectorise; nobody replaces our functions, which may be inlined then; and
+            # TensorFlow's headers are full of warnings.
+            floats = ["-ffp-contract=off", "-fno-math-errno"]
+            options = ["-O3", "-fPIC", "-fno-semantic-interposition", *floats, "-w", "-I."]
             objects = Path(self.build_temp).absolute()
             objects.mkdir(parents=True, exist_ok=True)
 

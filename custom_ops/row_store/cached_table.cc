@@ -254,9 +254,9 @@ void CachedTable::Transfer(Moves* moves, Slab* slab) {
         ids[k] = rows[first + k].id;
         slots[k] = rows[first + k].slot;
       }
-      std::vector<float> values(count * width_);
-      ReadStore(ids.data(), count, values.data());
-      slab->Write(slots.data(), count, width_, values.data());
+      const std::unique_ptr<float[]> values(new float[count * width_]);
+      ReadStore(ids.data(), count, values.get());
+      slab->Write(slots.data(), count, width_, values.get());
       for (int64_t k = 0; k < count; ++k) uses_[slots[k]] = values[(k + 1) * width_ - kOwnColumns];
     });
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -284,8 +284,8 @@ void CachedTable::WriteBack(std::vector<Moves::Eviction>* rows, Slab* slab) {
       ids[k] = (*rows)[first + k].id;
       slots[k] = (*rows)[first + k].slot;
     }
-    std::vector<float> values(count * width_);
-    slab->Read(slots.data(), count, width_, values.data());
+    const std::unique_ptr<float[]> values(new float[count * width_]);
+    slab->Read(slots.data(), count, width_, values.get());
     {
       const std::lock_guard<std::mutex> lock(mutex_);  // rows may be in use in a checkpoint
       for (int64_t k = 0; k < count; ++k) {
@@ -294,7 +294,7 @@ void CachedTable::WriteBack(std::vector<Moves::Eviction>* rows, Slab* slab) {
         own[1] = checkpoint;
       }
     }
-    store_->Write(ids.data(), count, values.data());
+    store_->Write(ids.data(), count, values.get());
   });
   const std::lock_guard<std::mutex> lock(mutex_);
   stats_.rows_written += rows->size();

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "custom_ops/common/prefetch.h"
 #include "custom_ops/row_store/cached_table.h"
 #include "tensorflow/core/framework/variant.h"
 #include "tensorflow/core/framework/variant_op_registry.h"
@@ -65,6 +66,8 @@ class VariableSlab final : public Slab {
   void Read(const int32_t* slots, int64_t count, int64_t stride, float* rows) override {
     Move(/*exclusive=*/false, [&](int64_t column, int64_t width, float* data) {
       for (int64_t k = 0; k < count; ++k) {
+        if (k + kPrefetchDistance < count)
+          Prefetch(data + slots[k + kPrefetchDistance] * width, width);
         std::memcpy(rows + k * stride + column, data + slots[k] * width, width * sizeof *rows);
       }
     });
@@ -72,6 +75,8 @@ class VariableSlab final : public Slab {
   void Write(const int32_t* slots, int64_t count, int64_t stride, const float* rows) override {
     Move(/*exclusive=*/true, [&](int64_t column, int64_t width, float* data) {
       for (int64_t k = 0; k < count; ++k) {
+        if (k + kPrefetchDistance < count)
+          Prefetch(data + slots[k + kPrefetchDistance] * width, width);
         std::memcpy(data + slots[k] * width, rows + k * stride + column, width * sizeof *rows);
       }
     });

@@ -123,6 +123,11 @@ void RowCache::FindAll(const int64_t* ids, int64_t count, int32_t* slots) const 
   }
 }
 
+// The rows that EraseBucket() will look at.
+void RowCache::PrefetchRowsFrom(int64_t bucket) const {
+  for (; buckets_[bucket] != kEmpty; bucket = After(bucket)) Prefetch(&rows_[SlotIn(bucket)], 1);
+}
+
 // Rows behind the empty bucket move up, unless they would come before their home.
 void RowCache::EraseBucket(int64_t id) {
   const auto distance = [&](int64_t from, int64_t to) {
@@ -161,7 +166,9 @@ void RowCache::MakeRoom(int64_t wanted, Moves* moves) {
   const int64_t count = moves->evicted.size();
   for (int64_t k = 0; k < count; ++k) {
     const int64_t soon = k + kPrefetchDistance;
-    if (soon < count) Prefetch(&buckets_[HashOf(moves->evicted[soon].id).home], 1);
+    const int64_t later = soon + kPrefetchDistance;
+    if (later < count) Prefetch(&buckets_[HashOf(moves->evicted[later].id).home], 1);
+    if (soon < count) PrefetchRowsFrom(HashOf(moves->evicted[soon].id).home);
     EraseBucket(moves->evicted[k].id);
   }
 }
@@ -178,7 +185,9 @@ void RowCache::UseAll(const int64_t* ids, int64_t count, int32_t* slots, Moves* 
     if (soon < count && slots[soon] != kNone) {
       Prefetch(&rows_[rows_[slots[soon]].older], 1);
       Prefetch(&rows_[rows_[slots[soon]].newer], 1);
+      Prefetch(&states_[slots[soon]], 1);
     }
+    if (soon < count && slots[soon] == kNone) Prefetch(&buckets_[HashOf(ids[soon]).home], 1);
     if (slots[k] != kNone) {
       Use(slots[k]);
     } else {
@@ -270,6 +279,7 @@ bool RowCache::Lease(const int64_t* ids, int64_t count, int32_t* slots, Moves* m
 
 void RowCache::Release(const int32_t* slots, int64_t count, bool is_dirty) {
   for (int64_t k = 0; k < count; ++k) {
+    if (k + kPrefetchDistance < count) Prefetch(&states_[slots[k + kPrefetchDistance]], 1);
     State* const state = &states_[slots[k]];
     leased_ -= --state->leases == 0;
     state->is_dirty |= is_dirty;

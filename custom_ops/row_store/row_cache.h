@@ -111,6 +111,7 @@ class RowCache {
   int64_t BucketOf(int64_t id) const;
   int32_t SlotIn(int64_t bucket) const;
   void FindAll(const int64_t* ids, int64_t count, int32_t* slots) const;
+  void PrefetchRowsFrom(int64_t bucket) const;
   void EraseBucket(int64_t id);
 
   void MakeRoom(int64_t wanted, Moves* moves);

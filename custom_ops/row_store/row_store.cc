@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "custom_ops/common/prefetch.h"
 #include "custom_ops/row_store/row_file.h"
 #include "custom_ops/row_store/row_log.h"
 #include "custom_ops/row_store/row_set.h"
@@ -118,6 +119,7 @@ class RowStore::Impl {
     bool any_in_main = false;
     bool any_in_shadow = false;
     for (int64_t k = 0; k < count; ++k) {
+      if (k + kPrefetchDistance < count) shadow_->Index().Prefetch(ids[k + kPrefetchDistance]);
       places[k] = shadow_->Find(ids[k]);
       const bool in_shadow = places[k] != RowIndex::kNone;
       const bool in_main = !in_shadow && in_main_.Has(ids[k]);
