@@ -56,6 +56,29 @@ MODELS = [sequential, functional, subclassed, nested]
 
 
 @pytest.mark.parametrize("make", MODELS)
+def test_a_layer_may_be_built_by_the_first_step(shared, tmp_path, make):
+    ids = np.concatenate(shared.batches())
+    losses = []
+    for name in ("by the step", "before"):
+        layer = tfrec.CachedEmbedding(
+            40,
+            4,
+            20,
+            tmp_path / name,
+            shared.adagrad(),
+            embeddings_initializer=keras.initializers.RandomUniform(seed=3),
+        )
+        if name == "before":
+            layer.build()
+        model = make(layer, dense())
+        model.compile(shared.adagrad(), "mse")
+        fitted = model.fit(ids, labels(shared), batch_size=6, shuffle=False, verbose=0)
+        losses.append(fitted.history["loss"])
+        assert layer.stats().lookups == ids.size
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("make", MODELS)
 def test_each_kind_of_model_trains_as_with_a_bag(shared, store, make):
     ids = np.concatenate(shared.batches())
     y = labels(shared)

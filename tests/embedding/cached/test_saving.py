@@ -2,6 +2,7 @@
 
 import shutil
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_weights_are_loaded_where_the_table_is_at_their_checkpoint(shared, store
     fresh.optimizer.build(fresh.trainable_variables)
     fresh.load_weights(path)
     np.testing.assert_array_equal(fresh.predict(IDS, verbose=0), expected)
+
+
+def test_weights_hold_no_rows_and_leave_those_in_memory_alone(shared, store, tmp_path):
+    layer, model = trained(shared, store, optimizer=lambda: tfrec.optimizers.Adam(0.1))
+    path = tmp_path / "m.weights.h5"
+    model.save_weights(path)
+    with h5py.File(path) as file:
+        shapes = []
+        file.visititems(lambda _, found: shapes.append(getattr(found, "shape", ())))
+    assert max(map(len, shapes)) == 2
+    assert not [shape for shape in shapes if shape[:1] == (layer.cache_rows,)]
+    model.fit(IDS, Y, epochs=2, verbose=0)
+    layer.flush()
+    rows = shared.rows_of(layer)
+    with pytest.warns(RuntimeWarning, match="newer than the other weights"):
+        model.load_weights(path)
+    np.testing.assert_array_equal(shared.rows_of(layer), rows)
 
 
 def test_weights_that_are_older_than_the_table_are_loaded_with_a_warning(shared, store, tmp_path):

@@ -16,7 +16,7 @@ from tfrec_efficient.embedding.cached.frozen_embedding import DTYPES
 from tfrec_efficient.embedding.cached.frozen_embedding import MANIFEST
 from tfrec_efficient.embedding.cached.frozen_embedding import read_manifest
 
-_BLOCK_BYTES = 2**24
+_BLOCK_BYTES = 2**22  # of rows; a report has two of them at a time
 LOOKUPS, CHECKPOINT = -2, -1  # columns of a row that the table keeps itself
 
 

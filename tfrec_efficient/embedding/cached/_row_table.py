@@ -55,7 +55,7 @@ class RowTable:
             )
         self.path = path
         self.optimizer = optimizer
-        with tf.init_scope(), tf.device("CPU:0"):
+        with tf.device("CPU:0"):
             # Not trainable: a tape would watch each read, and hand the gradient to the model.
             self.slab = tf.Variable(
                 tf.zeros([cache_rows, output_dim]), trainable=False, name=f"{name}_embeddings"

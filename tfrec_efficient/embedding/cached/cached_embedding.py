@@ -4,6 +4,7 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -173,11 +174,15 @@ class CachedEmbedding(BagLayer):
             )
         self.cache_rows = cache_rows
         self.store_path = str(path)  # Keras has a `path` of its own
-        # Without TensorFlow knowing, which would save its variables: they are the rows in memory.
+        # Nobody may save its variables, which are the rows in memory: not TensorFlow, which would
+        # be told by an assignment, nor Keras, which looks through all that `__dir__` names.
         object.__setattr__(self, "optimizer", optimizer)
         self.policy = policy
         self.vocabulary = vocabulary
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name != "optimizer"]
 
     def build(self, ids_shape: Any = None, weights_shape: Any = None) -> None:
         if self.built:
@@ -193,17 +198,21 @@ class CachedEmbedding(BagLayer):
             )
         # A tape asks for the gradient of this one, which is 0, and so comes by the rows.
         self.hook = self.add_weight(name="hook", shape=(), initializer="zeros")
-        self._rows = RowTable(
-            Path(self.store_path),
-            self.input_dim,
-            self.output_dim,
-            self.cache_rows,
-            self.policy,
-            self.embeddings_initializer,
-            self.optimizer,
-            None if self.vocabulary is None else self.vocabulary.rule(),
-            self.name,
-        )
+        # A thread of its own has no graph around it, nor a scope in which Keras only tries a model
+        # out and makes no variables: either may be where a model without an `Input` is built.
+        with futures.ThreadPoolExecutor(1) as thread:
+            self._rows = thread.submit(
+                RowTable,
+                Path(self.store_path),
+                self.input_dim,
+                self.output_dim,
+                self.cache_rows,
+                self.policy,
+                self.embeddings_initializer,
+                self.optimizer,
+                None if self.vocabulary is None else self.vocabulary.rule(),
+                self.name,
+            ).result()
         self.built = True
 
     def call(self, ids: Any, weights: Any = None, training: bool | None = None) -> Any:
