@@ -26,15 +26,15 @@ import tensorflow as tf
 import tfrec_efficient as tfrec
 
 USERS, ITEMS, DIM = 10_000_000, 2_000, 32
-BATCH, STEPS = 4096, 400
+BATCH = 4096
 BUDGET = 200e6  # bytes
-CACHE_ROWS = 200_000  # with 2 * 32 numbers of 4 bytes, and 28 bytes more: 57 MB
+CACHE_ROWS = 100_000  # with 2 * 32 numbers of 4 bytes, and 28 bytes more: 28 MB
 
 
-def ratings():
+def ratings(steps):
     """Batches of users, items and whether they like them; few users make most of the ratings."""
     rng = np.random.default_rng(0)
-    for _ in range(STEPS):
+    for _ in range(steps):
         rank = rng.zipf(1.2, BATCH) % USERS
         users = rank * 7_368_787 % USERS  # a prime: hot users lie anywhere
         items = rng.integers(0, ITEMS, BATCH)
@@ -42,12 +42,12 @@ def ratings():
         yield {"user": users, "item": items}, likes
 
 
-def make_model(path):
+def make_model(path, cache_rows=CACHE_ROWS):
     """Users and items meet in a small network."""
     users = tfrec.CachedEmbedding(
         USERS,
         DIM,
-        CACHE_ROWS,
+        cache_rows,
         path,
         tfrec.optimizers.Adagrad(0.1),
         combiner=None,
@@ -62,28 +62,28 @@ def make_model(path):
     return model, users
 
 
-def train(folder, dies_at):
+def train(folder, total, dies_at):
     """Trains all batches that were not trained yet, and is killed before one of them."""
     signature = (
         {name: tf.TensorSpec([BATCH], tf.int64) for name in ("user", "item")},
         tf.TensorSpec([BATCH], tf.float32),
     )
-    data = tf.data.Dataset.from_generator(ratings, output_signature=signature)
-    data = data.apply(tf.data.experimental.assert_cardinality(STEPS))
-    warm_up(data.take(1))
+    data = tf.data.Dataset.from_generator(ratings, args=[total], output_signature=signature)
+    data = data.apply(tf.data.experimental.assert_cardinality(total))
+    warm_up(data.take(4))
     used = data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (used + int(BUDGET),) * 2)
 
     model, users = make_model(folder / "users")
     done = int(users.optimizer.iterations)
-    print(f"{done} of {STEPS} batches were trained before.", flush=True)
+    print(f"{done} of {total} batches were trained before.", flush=True)
     weights = folder / f"others-{users.stats().checkpoints}.weights.h5"
     if done:
         model.optimizer.build(model.trainable_variables)  # or its state is not loaded
         model.load_weights(weights)
 
     def save(batch, logs):
-        if (done + batch + 1) % 100 == 0:
+        if (done + batch + 1) % (total // 4) == 0:
             number = users.stats().checkpoints + 1
             model.save_weights(folder / f"others-{number}.weights.h5")
 
@@ -91,9 +91,13 @@ def train(folder, dies_at):
         if done + batch == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    ahead = data.skip(done).apply(users.prefetch(2, ids=lambda x, y: x["user"]))
     steps = keras.callbacks.LambdaCallback(on_train_batch_begin=die, on_train_batch_end=save)
-    model.fit(ahead, shuffle=False, verbose=2, callbacks=[tfrec.embedding.CacheMonitor(), steps])
+    model.fit(
+        looking_ahead(data.skip(done), users),
+        shuffle=False,
+        verbose=2,
+        callbacks=[tfrec.embedding.CacheMonitor(), steps],
+    )
     print(f"{data_bytes() - used:,} bytes were taken, of {int(BUDGET):,}.")
     print(users.report())
     users.freeze(folder / "frozen", rows=CACHE_ROWS, dtype="int8")
@@ -102,11 +106,16 @@ def train(folder, dies_at):
 
 
 def warm_up(data):
-    """What TensorFlow takes for its first training step is not the model's."""
-    x, y = next(iter(data))
-    small = keras.Sequential([keras.layers.Dense(DIM), keras.layers.Dense(1)])
-    small.compile("sgd", "mse")
-    small.fit(tf.cast(x["user"], tf.float32)[:, tf.newaxis], y, batch_size=BATCH, verbose=0)
+    """What TensorFlow and Keras take to train any model, in memory and threads, is not this one's."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, users = make_model(f"{folder}/users", cache_rows=4 * BATCH)
+        model.fit(looking_ahead(data, users), shuffle=False, verbose=0)
+        users.close()
+
+
+def looking_ahead(data, users):
+    """Rows of the next batches come to memory while the model works on those before."""
+    return data.apply(users.prefetch(2, ids=lambda x, y: x["user"]))
 
 
 def data_bytes():
@@ -120,15 +129,16 @@ def data_bytes():
 def main():
     """Trains in a process that is killed, and in one that goes on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=400, help="default: 400")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--dies-at", type=int, default=-1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.folder:
-        train(options.folder, options.dies_at)
+        train(options.folder, options.batches, options.dies_at)
         return
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--folder", folder]
-        killed = subprocess.run([*command, "--dies-at", str(STEPS // 2 + 30)])
+        command = [sys.executable, __file__, f"--batches={options.batches}", f"--folder={folder}"]
+        killed = subprocess.run([*command, f"--dies-at={options.batches * 5 // 8}"])
         if killed.returncode != -signal.SIGKILL:
             raise RuntimeError(f"the first process ended with {killed.returncode}")
         print("The first process was killed.", flush=True)

@@ -70,7 +70,7 @@ def _cell(folder, trace, rows, cache_rows, **more):
 def step(skew, drifts, rounds):
     """A tenth of the rows in memory, by a limit of the process, against all of them."""
     cache_rows = ROWS // 10
-    with _trace(ROWS, skew, drifts, (rounds + _harness.WARM_UP) * STEPS) as (folder, trace):
+    with _trace(ROWS, skew, drifts, _steps(rounds)) as (folder, trace):
         cell = _cell(folder, trace, ROWS, cache_rows)
         asked = {"cached": {"limit": "rlimit"}, "memory": {}}
         timings, answers, _ = _turns(
@@ -83,6 +83,17 @@ def step(skew, drifts, rounds):
     return {**_as_record(timings, "cached"), **_of_stats(answers["cached"], cache_rows)}
 
 
+def _steps(rounds):
+    """So many that few batches come twice, with those that fill the cache."""
+    return (rounds + _harness.WARM_UP + 10) * STEPS
+
+
+def _fill(worker, cache_rows):
+    """Trains until each row that comes needs the place of another one, as from then on."""
+    while worker.measure(0)["stats"]["used_rows"] < cache_rows:
+        pass
+
+
 def _turns(rivals, rounds):
     """Timings, all answers after the warm-up, and what each said of itself."""
     with contextlib.ExitStack() as stack:
@@ -90,6 +101,7 @@ def _turns(rivals, rounds):
         for name, (command, cell) in rivals.items():
             workers[name] = _workers.Worker(command, cell)
             stack.callback(workers[name].close)
+        _fill(workers["cached"], rivals["cached"][1]["cache_rows"])
 
         def turn(name):
             def measure(batch):
@@ -138,7 +150,7 @@ def _of_stats(answers, cache_rows):
 def peers(skew, rounds):
     """Half a million rows in memory, the page cache included, of five million."""
     rows = ROWS // 2
-    with _trace(rows, skew, False, (rounds + _harness.WARM_UP) * STEPS) as (folder, trace):
+    with _trace(rows, skew, False, _steps(rounds)) as (folder, trace):
         cell = _cell(folder, trace, rows, rows // 10)
         rivals = {
             "cached": ([sys.executable, _WORKER], {**cell, "rival": "cached"}),
@@ -172,7 +184,7 @@ def _group(name):
 
 def hits():
     """Hit rates on one trace against those of Belady's choice, which knows all that comes."""
-    rows, batches = 1_000_000, 100
+    rows, batches = ROWS, 100
     record = {}
     for skew in traces.SKEWS:
         source = traces.Trace(rows, skew)
