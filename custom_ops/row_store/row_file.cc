@@ -14,7 +14,10 @@ constexpr int64_t kPage = 4096;
 }  // namespace
 
 RowFile::RowFile(const std::string& path, int flags, const std::vector<StoreColumn>& columns)
-    : file_(path, flags), columns_(columns), width_(WidthOf(columns)) {
+    : file_(path, flags),
+      columns_(columns),
+      width_(WidthOf(columns)),
+      mapped_(std::make_unique<MappedRecords>(kDataBegin, RecordBytes())) {
   file_.ExpectRandomAccess();
 }
 
@@ -47,7 +50,10 @@ void RowFile::CheckSize(std::initializer_list<int64_t> rows) const {
                    " rows. Received: " + std::to_string(size));
 }
 
-void RowFile::Resize(int64_t rows) { file_.Resize(Place(rows)); }
+void RowFile::Resize(int64_t rows) {
+  file_.Resize(Place(rows));
+  Map(rows);
+}
 void RowFile::Sync() const { file_.Sync(); }
 
 // Pages that several rows share are taken once.
@@ -80,7 +86,9 @@ bool RowFile::FindData(int64_t rows, int64_t* id, int64_t* end) const {
 
 // ---- Records.
 
+// Many together take one call, which brings all of their pages at once.
 void RowFile::Read(int64_t first, int64_t count, float* records) const {
+  if (count == 1 && mapped_->Copy(first, records)) return;
   file_.Read(records, count * RecordBytes(), Place(first));
 }
 void RowFile::Write(int64_t first, int64_t count, const float* records) {

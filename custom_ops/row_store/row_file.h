@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "custom_ops/row_store/mapped_records.h"
 #include "custom_ops/row_store/row_index.h"
 #include "custom_ops/row_store/store_file.h"
 #include "custom_ops/row_store/store_text.h"
@@ -28,7 +29,9 @@ class RowFile {
   void WriteHeader(int64_t rows);
   void CheckHeader(int64_t rows) const;
   void CheckSize(std::initializer_list<int64_t> rows) const;  // one of these
-  void Resize(int64_t rows);
+  // The file has so many rows: those that are read alone are copied from memory.
+  void Map(int64_t rows) { mapped_->Map(file_, rows); }
+  void Resize(int64_t rows);            // and maps them; never to fewer
   int64_t SizeFor(int64_t rows) const;  // bytes
   void Reserve(const RowIndex& rows);   // as StoreFile does
   void Sync() const;
@@ -36,6 +39,7 @@ class RowFile {
   // Records are those of row_record.h. They lie side by side, in memory as in the file.
   int64_t Stride() const { return width_ + 1; }
   void Read(int64_t first, int64_t count, float* records) const;
+  void Prefetch(int64_t id) const { mapped_->Prefetch(id); }
   void Write(int64_t first, int64_t count, const float* records);
   // How many records are worth one call, and memory for so many of them, or for fewer.
   int64_t PieceRows() const;
@@ -81,6 +85,7 @@ class RowFile {
   StoreFile file_;
   std::vector<StoreColumn> columns_;
   int64_t width_ = 0;
+  std::unique_ptr<MappedRecords> mapped_;
 };
 
 }  // namespace tfrec

@@ -30,7 +30,11 @@ int64_t IdOf(const float* record) {
 }  // namespace
 
 RowLog::RowLog(const std::string& folder, const std::string& path, int64_t width)
-    : file_(path, O_RDWR | O_CREAT), width_(width), index_(folder), longest_(LongRecords()) {
+    : file_(path, O_RDWR | O_CREAT),
+      width_(width),
+      mapped_(0, RecordBytes()),
+      index_(folder),
+      longest_(LongRecords()) {
   file_.ExpectRandomAccess();
 }
 
@@ -65,6 +69,7 @@ void RowLog::Append(const int64_t* ids, int64_t count, const float* rows) {
     // All that can fail comes before the first row has a new place. What lies behind the end then
     // is of no account, and is written over.
     for (int64_t i = 0; i < n; ++i) index_.Reserve(ids[k + i]);
+    mapped_.Map(file_, records_ + n);
     file_.Write(records.get(), n * RecordBytes(), records_ * RecordBytes());
     for (int64_t i = 0; i < n; ++i) rows_ += index_.Set(ids[k + i], records_++);
   }
@@ -77,7 +82,9 @@ bool RowLog::IsLong() const {
 
 // ---- Reading.
 
+// Many together take one call, which brings all of their pages at once.
 void RowLog::Read(int64_t first, int64_t count, float* records) const {
+  if (count == 1 && mapped_.Copy(first, records)) return;
   file_.Read(records, count * RecordBytes(), first * RecordBytes());
 }
 
@@ -159,6 +166,7 @@ ShadowSum RowLog::Replay(int64_t records) {
                      " records of " + std::to_string(RecordBytes()) +
                      " bytes. Received: " + std::to_string(file_.Size()) + " bytes");
   }
+  mapped_.Map(file_, records);
   ShadowSum sum;
   ForEachRecord(records, [&](int64_t place, int64_t id, const float* record) {
     Check(id, record);
@@ -203,6 +211,7 @@ int64_t RowLog::CopyTo(const std::string& path) const {
 }
 
 ShadowSum RowLog::GoOnWith(int64_t records) {
+  mapped_.Clear();
   file_ = StoreFile(file_.Path(), O_RDWR);
   file_.ExpectRandomAccess();
   longest_ = LongRecords();
@@ -211,11 +220,12 @@ ShadowSum RowLog::GoOnWith(int64_t records) {
 
 void RowLog::Clear() {
   index_.Clear();
+  mapped_.Clear();
   records_ = rows_ = 0;
   longest_ = LongRecords();
 }
 
-// Nothing behind the last record is of any account.
+// Nothing behind the last record is of any account, nor read where it is mapped.
 void RowLog::TrySize(int64_t bytes) {
   const int64_t end = records_ * RecordBytes();
   if (bytes <= end) return;

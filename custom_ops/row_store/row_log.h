@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "custom_ops/row_store/mapped_records.h"
 #include "custom_ops/row_store/row_index.h"
 #include "custom_ops/row_store/store_file.h"
 #include "custom_ops/row_store/store_text.h"
@@ -38,6 +39,7 @@ class RowLog {
   // As of a RowFile, by place.
   int64_t Stride() const { return kIdFloats + width_ + 1; }
   void Read(int64_t first, int64_t count, float* records) const;
+  void Prefetch(int64_t place) const { mapped_.Prefetch(place); }
   int64_t PieceRows() const;
   int64_t NearRows() const;
   // Copies the row out of its record. Throws where it is not what was written.
@@ -97,6 +99,7 @@ class RowLog {
 
   StoreFile file_;
   const int64_t width_;
+  MappedRecords mapped_;
   RowIndex index_;
   int64_t table_rows_ = 0;
   mutable std::mutex end_;  // of those that append

@@ -85,6 +85,7 @@ class RowStore::Impl {
     } else {
       main_.CheckSize({header_.rows});
       main_.CheckHeader(header_.rows);
+      main_.Map(header_.rows);
       main_rows_ = header_.rows;
       OpenShadow();
       pending_ = Pending::kEmpty;
@@ -245,7 +246,11 @@ class RowStore::Impl {
                 int64_t count, float* out, uint8_t* is_there) const {
     const std::unique_ptr<float[]> records(
         new float[std::min(count * file.NearRows(), file.PieceRows()) * file.Stride()]);
+    int64_t ahead = 0;
     for (int64_t k = 0, end; k < count; k = end) {
+      for (; ahead < std::min(count, k + kPrefetchDistance); ++ahead) {
+        if (is_there[ahead] == mark) file.Prefetch(places[ahead]);
+      }
       end = k + 1;
       if (is_there[k] != mark) continue;
       const int64_t first = places[k];

@@ -24,7 +24,8 @@
 // header, by which Verify() finds it out where the disk gives zeros for them.
 //
 // Memory: a bit for each row that may be written, and what the kernel can put on the disk, which is
-// four bytes for each row of the table once rows near it are written (row_index.h).
+// four bytes for each row of the table once rows near it are written (row_index.h). Rows that are
+// read alone are copied from mappings of both files, which are page cache too (mapped_records.h).
 #ifndef TFREC_CUSTOM_OPS_ROW_STORE_ROW_STORE_H_
 #define TFREC_CUSTOM_OPS_ROW_STORE_ROW_STORE_H_
 

@@ -141,9 +141,17 @@ bool StoreFile::KeepsSpace() const {
 void* StoreFile::TakeAndMap(int64_t offset, int64_t bytes) {
   const auto take = [&] { return fallocate(descriptor_, /*mode=*/0, offset, bytes); };
   if (Repeat("fallocate", path_, take) < 0) return nullptr;
+  return Map(offset, bytes, PROT_READ | PROT_WRITE);
+}
+
+void* StoreFile::MapToRead(int64_t offset, int64_t bytes) const {
+  return Map(offset, bytes, PROT_READ);
+}
+
+void* StoreFile::Map(int64_t offset, int64_t bytes, int protection) const {
   void* memory = MAP_FAILED;
   const int64_t result = Repeat("mmap", path_, [&] {
-    memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor_, offset);
+    memory = mmap(nullptr, bytes, protection, MAP_SHARED, descriptor_, offset);
     return memory == MAP_FAILED ? -1 : 0;
   });
   if (result < 0) return nullptr;

@@ -50,11 +50,15 @@ class StoreFile {
   // Takes space for a part of the file, which becomes as long as that, and maps it. Returns null
   // where that cannot be.
   void* TakeAndMap(int64_t offset, int64_t bytes);
+  // Maps a part of the file, which may end before that; what lies behind the end is not to be
+  // touched. Returns null where that cannot be.
+  void* MapToRead(int64_t offset, int64_t bytes) const;
   // Whether nobody else holds the lock of this file. It is held until the file is closed.
   bool TryLock();
 
  private:
   int64_t Seek(int64_t offset, int whence) const;
+  void* Map(int64_t offset, int64_t bytes, int protection) const;
 
   std::string path_;
   int descriptor_ = -1;

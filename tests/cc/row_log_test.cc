@@ -20,46 +20,66 @@ namespace fs = std::filesystem;
 
 // ---- Calls of the system.
 
-// The bytes of each call of `work` that reads or writes rows.
+bool IsMapOfRows(const std::string& call, const std::string& path) {
+  return call == "mmap" && (EndsWith(path, "/shadow_rows") || EndsWith(path, "/rows.npy"));
+}
+
+// Refuses mappings of files of rows while `work` runs.
 template <typename Work>
-std::vector<size_t> CallsOf(const Work& work) {
+void MaybeMapped(bool is_mapped, const Work& work) {
+  const Hooked hooked([&](const char* call, const std::string& path, size_t*) {
+    return !is_mapped && IsMapOfRows(call, path) ? ENODEV : 0;
+  });
+  work();
+}
+
+// The bytes of each call of `work` that reads or writes rows. Where files of rows are not mapped,
+// those read alone take a call too.
+template <typename Work>
+std::vector<size_t> CallsOf(const Work& work, bool is_mapped = true) {
   std::vector<size_t> calls;
-  const Hooked hooked([&](const char* call, const std::string&, size_t* bytes) {
+  const Hooked hooked([&](const char* call, const std::string& path, size_t* bytes) {
     if (*bytes > 0) {
       calls.push_back(*bytes);
-    } else {  // space for the index
-      CHECK(call == std::string("fallocate") || call == std::string("mmap"), call);
+      return 0;
     }
-    return 0;
+    // Space for the index, and the rows themselves.
+    CHECK(call == std::string("fallocate") || call == std::string("mmap"), call);
+    return !is_mapped && IsMapOfRows(call, path) ? ENODEV : 0;
   });
   work();
   return calls;
 }
 
-void TestCallsOfReadsAndWrites() {
+void TestCallsOfReadsAndWrites(bool is_mapped) {
   const StoreFolder folder;
   constexpr size_t kRecord = 524;
   constexpr size_t kLogged = kRecord + 8;
-  const auto store = RowStore::Create(folder.Path(), 10000, ColumnsOf(130), "{}");
+  std::unique_ptr<RowStore> store;
+  MaybeMapped(is_mapped,
+              [&] { store = RowStore::Create(folder.Path(), 10000, ColumnsOf(130), "{}"); });
   std::vector<float> rows(400 * 130, 1);
   std::vector<uint8_t> is_there(400);
   using Calls = std::vector<size_t>;
   const auto read = [&](const std::vector<int64_t>& ids) {
-    const Calls calls =
-        CallsOf([&] { store->Read(ids.data(), ids.size(), rows.data(), is_there.data()); });
-    return calls;
+    return CallsOf([&] { store->Read(ids.data(), ids.size(), rows.data(), is_there.data()); });
   };
   const auto write = [&](const std::vector<int64_t>& ids) {
-    return CallsOf([&] { store->Write(ids.data(), ids.size(), rows.data()); });
+    return CallsOf([&] { store->Write(ids.data(), ids.size(), rows.data()); }, is_mapped);
+  };
+  const auto checkpoint = [&] { MaybeMapped(is_mapped, [&] { store->Checkpoint("{}"); }); };
+  const auto alone = [&](size_t calls, size_t bytes) {
+    return Calls(is_mapped ? 0 : calls, bytes);
   };
   CHECK(write({5, 90, 400}) == Calls({3 * kLogged}));
   CHECK(write({5, 7, 8, 9, 8}) == Calls({5 * kLogged}));
   // Rows that were written side by side are read so, and those that never were are not read.
-  CHECK(read({5, 90, 400, 2000, 5}) == Calls({kLogged, 3 * kLogged}));
+  CHECK(read({5, 90, 400, 2000, 5}) ==
+        (is_mapped ? Calls({3 * kLogged}) : Calls({kLogged, 3 * kLogged})));
   CHECK(read({0, 1, 10, 91}) == Calls());
   CHECK(write({100, 108, 116, 125, 131}) == Calls({5 * kLogged}));
-  store->Checkpoint("{}");
-  CHECK(read({5, 90, 400, 2000}) == Calls(3, kRecord));
+  checkpoint();
+  CHECK(read({5, 90, 400, 2000}) == alone(3, kRecord));
   // Up to 4095 bytes between them are read along.
   CHECK(read({100, 108, 108, 116, 125, 131}) == Calls({17 * kRecord, 7 * kRecord}));
   // Each row comes from its own file, and those of one file together.
@@ -73,7 +93,7 @@ void TestCallsOfReadsAndWrites() {
   };
   CHECK(write(ids) == pieces(kLogged));
   CHECK(read(ids) == pieces(kLogged));
-  store->Checkpoint("{}");
+  checkpoint();
   CHECK(read(ids) == pieces(kRecord));
 }
 
@@ -89,7 +109,8 @@ void TestHolesAreNotRead() {
   store->Write(ids.data(), kCount, rows.data());
   store->Checkpoint("{}");
   store.reset();
-  store = RowStore::Open(folder.Path());
+  // Each row that is looked for takes a call then.
+  MaybeMapped(false, [&] { store = RowStore::Open(folder.Path()); });
   std::vector<float> out(kCount);
   std::vector<uint8_t> is_there(kCount);
   store->Read(ids.data(), kCount, out.data(), is_there.data());
@@ -106,39 +127,62 @@ void TestHolesAreNotRead() {
   CHECK_EQ(calls_for(kCount * kGap), size_t{0});
 }
 
-// Rows that are written again and again.
-void TestLogsAreCompacted() {
+// Whether files are mapped that have no name any more, of which the disk therefore keeps the space.
+// Indexes are not meant.
+bool IsRemovedLogMapped() {
+  const std::string maps = ReadBytes("/proc/self/maps");
+  return Contains(maps, "shadow_rows (deleted)") || Contains(maps, "shadow_rows.new (deleted)");
+}
+
+// Rows that are written again and again; long ones are not mapped.
+void TestLogsAreCompacted(int64_t width, int64_t at_once) {
   const StoreFolder folder;
   Rng rng(15);
   std::unique_ptr<RowStore> store;
-  StoreModel model = StoreModel::Create(folder.Path(), 6, 20000, &store);
-  const auto records = [&] { return fs::file_size(folder.File("shadow_rows")) / (20003 * 4); };
+  StoreModel model = StoreModel::Create(folder.Path(), 2 * at_once, width, &store);
+  const uint64_t most_written = 8 * at_once;
+  const uint64_t record = (width + 3) * 4;
+  const uint64_t megabyte = (1 << 20) / record;
+  const auto records = [&] { return fs::file_size(folder.File("shadow_rows")) / record; };
   const auto write = [&](int times) {
     uint64_t most = 0;
     for (int i = 0; i < times; ++i) {
-      model.Write(&rng, 3, store.get());
+      model.Write(&rng, at_once, store.get());
       TestReads(&rng, *store, model);
       most = std::max<uint64_t>(most, records());
     }
+    CHECK(!IsRemovedLogMapped());
     return most;
   };
   const uint64_t most = write(60);
-  CHECK(most > 13 && most <= 13 + 3 * 8, most);  // a megabyte, and the last write
+  CHECK(most > megabyte && most <= megabyte + most_written, most);  // and the last write
   model.Checkpoint(store.get());
   CHECK_EQ(records(), uint64_t{0});
+  CHECK(!Contains(ReadBytes("/proc/self/maps"), folder.File("shadow_rows")));
   {
     const Hooked hooked([&](const char* call, const std::string& path, size_t*) {
       return call == std::string("pwrite") && Contains(path, ".new") ? ENOSPC : 0;
     });
-    CHECK(write(40) > 60);  // without room for another log
+    CHECK(write(40) > 4 * megabyte);  // without room for another log
     CHECK(!fs::exists(folder.File("shadow_rows.new")));
   }
   write(60);
-  CHECK(records() <= 13 + 3 * 8, records());
+  CHECK(records() <= megabyte + most_written, records());
   store->Verify();
   model.Checkpoint(store.get());
   store.reset();
   CHECK(StoreModel::Of(*RowStore::Open(folder.Path())) == model);
+}
+
+// Files of rows that are mapped now and then, and else read.
+void TestRowsWithoutAMapping() {
+  Rng refuse(17);
+  for (const bool is_always : {true, false}) {
+    const Hooked hooked([&](const char* call, const std::string& path, size_t*) {
+      return IsMapOfRows(call, path) && (is_always || refuse() % 2) ? ENOMEM : 0;
+    });
+    TestRandomOperations(StoreFolder(), 18, 50, 3, 100);
+  }
 }
 
 // What is not to be had of the file of an index is memory.
@@ -333,9 +377,12 @@ void TestLossOfPowerBehindACompaction() {
 }  // namespace tfrec
 
 int main() {
-  tfrec::TestCallsOfReadsAndWrites();
+  tfrec::TestCallsOfReadsAndWrites(false);
+  tfrec::TestCallsOfReadsAndWrites(true);
   tfrec::TestHolesAreNotRead();
-  tfrec::TestLogsAreCompacted();
+  tfrec::TestLogsAreCompacted(20000, 3);
+  tfrec::TestLogsAreCompacted(1000, 60);
+  tfrec::TestRowsWithoutAMapping();
   tfrec::TestIndexesWithoutAFile();
   tfrec::TestDamageToTheShadow();
   tfrec::TestEndInACompaction();

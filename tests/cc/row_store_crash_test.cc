@@ -97,7 +97,7 @@ void TestEndInACheckpoint() {
         scene.Reopen();
         scene.CheckIs(kill.HasCommit() ? scene.next : scene.last, n);
       }
-      CHECK(before > 8, before);
+      CHECK(before > 5, before);
     }
   }
 }

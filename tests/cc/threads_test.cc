@@ -1,8 +1,11 @@
 // The cores on real threads, for ThreadSanitizer to watch, with the results of one thread.
+#include <fcntl.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,7 +22,9 @@
 #include "custom_ops/neighbourhood/points.h"
 #include "custom_ops/row_store/cached_table.h"
 #include "custom_ops/row_store/initial_rows.h"
+#include "custom_ops/row_store/mapped_records.h"
 #include "custom_ops/row_store/row_store.h"
+#include "custom_ops/row_store/store_file.h"
 #include "custom_ops/row_update/row_update.h"
 #include "tests/cc/check.h"
 #include "tests/cc/random_lookups.h"
@@ -310,6 +315,41 @@ void TestRowStore() {
   saver.join();
 }
 
+// One thread appends records over the borders of chunks, while others read those that are there.
+void TestMappedRecordsThatGrow() {
+  constexpr int64_t kBytes = 4096;
+  constexpr int64_t kRecords = 60000;  // of three chunks
+  constexpr int64_t kStep = 16;        // those between are left out
+  const StoreFolder folder;
+  std::filesystem::create_directory(folder.Path());
+  StoreFile file(folder.File("records"), O_RDWR | O_CREAT);
+  MappedRecords mapped(0, kBytes);
+  std::atomic<int64_t> count{0};
+  std::thread writer([&] {
+    for (int64_t place = 0; place < kRecords; place += kStep) {
+      mapped.Map(file, place + 1);
+      file.Resize((place + 1) * kBytes);
+      file.Write(&place, sizeof place, place * kBytes);
+      count = place + kStep;
+      if (place % 256 == 0) std::this_thread::yield();
+    }
+  });
+  RunTogether(2, [&](int64_t thread) {
+    Rng rng(thread);
+    std::vector<int64_t> record(kBytes / sizeof(int64_t));
+    for (int64_t seen = 0, reads = 0; seen < kRecords; ++reads) {
+      seen = count;
+      if (seen == 0) continue;
+      const int64_t place =
+          (reads % 2 ? seen - kStep : static_cast<int64_t>(rng() % seen)) / kStep * kStep;
+      mapped.Prefetch(place);
+      CHECK(mapped.Copy(place, reinterpret_cast<float*>(record.data())), place);
+      CHECK_EQ(record[0], place);
+    }
+  });
+  writer.join();
+}
+
 // One thread trains for a second, while others announce its batches, read rows and make
 // checkpoints. All weights of a row are the same, so that a row that is torn shows.
 class CachedTraining {
@@ -449,6 +489,7 @@ int main() {
   tfrec::TestHugePagesForSeveralTables();
   tfrec::TestNeighbourhood();
   tfrec::TestRowStore();
+  tfrec::TestMappedRecordsThatGrow();
   tfrec::CachedTraining().Run();
   return 0;
 }
