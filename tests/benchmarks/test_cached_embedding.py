@@ -106,7 +106,7 @@ def fewest_misses(trace, cache_rows):
 def test_nothing_hits_more_often_than_belady(tiny, seed):
     rng = np.random.default_rng(seed)
     counted = [rng.integers(0, 7, 2) for _ in range(8)]
-    before = [np.zeros(0, np.int64)] * len(counted)  # the first half of a trace does not count
+    before = [np.array([7])] * len(counted)  # the first half of a trace does not count
     hits = tiny._belady([*before, *counted], 3)
     assert hits == pytest.approx(1 - fewest_misses(counted, 3) / 16)
 
