@@ -94,9 +94,10 @@ def fewest_misses(trace, cache_rows):
         following = {}
         for held, misses in states.items():
             total = misses + sum(count for row, count in counts.items() if row not in held)
-            there = held | set(counts)
-            for size in range(min(len(there), cache_rows) + 1):
-                for kept in map(frozenset, itertools.combinations(sorted(there), size)):
+            others = sorted(held - set(counts))
+            for size in range(min(len(others), cache_rows - len(counts)) + 1):
+                for stay in itertools.combinations(others, size):
+                    kept = frozenset([*counts, *stay])
                     following[kept] = min(following.get(kept, total), total)
         states = following
     return min(states.values())
