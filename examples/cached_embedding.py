@@ -106,7 +106,7 @@ def train(folder, total, dies_at):
 
 
 def warm_up(data):
-    """What TensorFlow and Keras take to train any model, in memory and threads, is not this one's."""
+    """What TensorFlow and Keras take to train any model is not this one's."""
     with tempfile.TemporaryDirectory() as folder:
         model, users = make_model(f"{folder}/users", cache_rows=4 * BATCH)
         model.fit(looking_ahead(data, users), shuffle=False, verbose=0)
