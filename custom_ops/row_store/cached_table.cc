@@ -349,24 +349,25 @@ void CachedTable::Reset(const int64_t* ids, int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     if (ids[k] < 0 || ids[k] >= rows) FailOnId(ids[k], k, rows);
   }
-  int64_t idle = 0;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     CheckUsable();
     while (!announced_.empty()) DropAnnounced(announced_.begin());
-    while (idle < count && cache_.Drop(ids[idle])) ++idle;
+    if (cache_.Leased() > 0) {
+      throw StoreError(
+          "No batch must be in use where rows are reset. Received: one or more, with " +
+          std::to_string(cache_.Leased()) + " rows");
+    }
+    for (int64_t k = 0; k < count; ++k) cache_.Drop(ids[k]);
   }
   OrFail([&] {
     std::vector<float> row(width_);
-    for (int64_t k = 0; k < idle; ++k) {
+    for (int64_t k = 0; k < count; ++k) {
       initial_.Fill(ids[k], row.data());
       row[width_ - 1] = static_cast<float>(store_->Checkpoints() + 1);
       store_->Write(ids + k, 1, row.data());
     }
   });
-  if (idle == count) return;
-  throw StoreError("`ids` of rows to reset must not be in use. Received: `ids[" +
-                   std::to_string(idle) + "]=" + std::to_string(ids[idle]) + "`");
 }
 
 void CachedTable::Grow(int64_t rows) {

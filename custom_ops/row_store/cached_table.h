@@ -76,8 +76,8 @@ class CachedTable : public std::enable_shared_from_this<CachedTable> {
   void Checkpoint(const std::string& header, Slab* slab);
   // Rows as they are now, all columns, whether in memory or not. They do not come to memory.
   void Read(const int64_t* ids, int64_t count, Slab* slab, float* rows);
-  // Gives rows their initial values again. One in use is an error, before which those in front of
-  // it are reset. No batch is announced then.
+  // Gives rows their initial values again. That a batch is in use is an error, and changes no row.
+  // No batch is announced then.
   void Reset(const int64_t* ids, int64_t count);
   // At least so many rows. Makes twice as many as there are, so that growing is rare.
   void Grow(int64_t rows);

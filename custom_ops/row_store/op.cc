@@ -91,7 +91,7 @@ TFREC_CACHED_TABLE("CachedTableRead")
 TFREC_CACHED_TABLE("CachedTableReset")
     .Input("ids: int64")
     .SetShapeFn(tensorflow::shape_inference::NoOutputs)
-    .Doc("Gives rows that nobody uses their initial values again.");
+    .Doc("Gives rows their initial values again, while no batch is in use.");
 
 TFREC_CACHED_TABLE("CachedTableGrow")
     .Input("rows: int64")

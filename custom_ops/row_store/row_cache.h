@@ -63,7 +63,8 @@ class RowCache {
 
   int64_t Slots() const { return slots_; }
   int64_t Used() const { return used_; }
-  int64_t Bytes() const;  // of this bookkeeping
+  int64_t Leased() const { return leased_; }  // rows that somebody uses
+  int64_t Bytes() const;                      // of this bookkeeping
 
  private:
   // Rows of one list are in a ring, from the one used longest ago to the newest, and back to the

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <shared_mutex>
 #include <utility>
@@ -55,6 +56,7 @@ class RowStore::Impl {
   }
 
   void Create(int64_t rows, const std::vector<StoreColumn>& columns, const std::string& user) {
+    RemoveRemains(columns);
     for (const char* name : {kRows, kHeader, kCommit}) {
       if (!Exists(PathOf(name))) continue;
       throw StoreError("`" + folder_.Path() +
@@ -74,6 +76,19 @@ class RowStore::Impl {
       for (const char* name : {kHeader, kRows}) Remove(PathOf(name));
       throw;
     }
+  }
+
+  // A process that ended while it made this very store has left a file of rows without a header.
+  // Where there is any data in it, it is something else, and stays.
+  void RemoveRemains(const std::vector<StoreColumn>& columns) {
+    if (!Exists(PathOf(kRows)) || Exists(PathOf(kHeader)) || Exists(PathOf(kCommit))) return;
+    bool is_empty = true;
+    {
+      const RowFile remains(PathOf(kRows), O_RDWR, columns);
+      remains.ForEachData(std::numeric_limits<int64_t>::max(), /*limit=*/1,
+                          [&](int64_t, int64_t) { is_empty = false; });
+    }
+    if (is_empty) Remove(PathOf(kRows));
   }
 
   void Open() {

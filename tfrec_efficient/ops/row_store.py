@@ -192,7 +192,7 @@ class CachedTable:
         )
 
     def reset(self, ids: tf.Tensor) -> None:
-        """Gives rows that nobody uses their initial values again."""
+        """Gives rows their initial values again; an error, and no more, while a batch is in use."""
         _native().tfrec_efficient_cached_table_reset(**self._handles(), ids=ids)
 
     def grow(self, rows: Any) -> None:

@@ -382,3 +382,28 @@ def test_rows_of_one_batch_that_do_not_fit(shared, store):
     layer = shared.cached(store, rows=None, cache_rows=3, vocabulary=DynamicVocabulary())
     with pytest.raises(tf.errors.InvalidArgumentError, match="`cache_rows` must be so many"):
         layer(np.array([[1, 2, 3, 4]]), training=True)
+
+
+def test_rows_are_freed_only_where_they_can_be_reset(shared, store):
+    layer = shared.cached(store, rows=None, vocabulary=DynamicVocabulary(max_age=2))
+
+    def train(key):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(tf.constant([[key]]), training=True))
+        tape.gradient(loss, layer.trainable_weights)
+
+    first = layer(tf.constant([["a"]]), training=True).numpy()
+    train("a")
+    trained = layer(tf.constant([["a"]])).numpy()
+    assert (trained != first).any()
+    for _ in range(5):
+        train("b")
+    with tf.GradientTape() as tape:
+        held = layer(tf.constant([["a"]]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="No batch must be in use"):
+        layer.flush()
+    np.testing.assert_array_equal(layer(tf.constant([["a"]])), trained)
+    del tape, held
+    layer.flush()
+    layer(tf.constant([["c"]]), training=True)  # has the row that "a" had
+    np.testing.assert_array_equal(layer(tf.constant([["c"]])), first)

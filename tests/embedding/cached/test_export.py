@@ -227,7 +227,7 @@ def test_changes_are_applied_in_their_order(shared, tmp_path):
     layer = frozen_and_changed(shared, tmp_path)
     with pytest.raises(ValueError, match="`changes` must begin at checkpoint 1 .*checkpoints 2 to"):
         apply_changes(tmp_path / "frozen", tmp_path / "second")
-    assert apply_changes(tmp_path / "frozen", tmp_path / "first") == 2
+    assert apply_changes(str(tmp_path / "frozen"), str(tmp_path / "first")) == 2
     assert apply_changes(tmp_path / "frozen", tmp_path / "second") == 1
     assert apply_changes(tmp_path / "frozen", tmp_path / "second") == 1  # again, without harm
     with pytest.raises(ValueError, match="`changes` must begin at checkpoint 3 .*checkpoints 1 to"):

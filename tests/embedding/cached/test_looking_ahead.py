@@ -284,3 +284,16 @@ def test_a_closed_table_is_an_error_of_the_dataset(shared, store):
     layer.close()
     with pytest.raises(tf.errors.FailedPreconditionError, match="must be open"):
         list(data)
+
+
+def test_iterators_that_were_left_hold_no_rows(shared, store):
+    batches = shared.batches(count=12)
+    layer = shared.cached(store, cache_rows=4 * shared.most_rows(batches))
+    for _ in range(3):  # as a cell of a notebook that is run again
+        dataset = tf.data.Dataset.from_tensor_slices(np.stack(batches)).apply(layer.prefetch(2))
+        left = next(iter(dataset))
+        del left
+    before = layer.stats()
+    for ids in tf.data.Dataset.from_tensor_slices(np.stack(batches)).apply(layer.prefetch(2)):
+        layer(ids)
+    assert layer.stats().awaited - before.awaited == len(batches)

@@ -105,11 +105,24 @@ def write_changes(
     return count
 
 
-def apply_changes(frozen: Path, changes: Path) -> int:
-    """Brings a frozen table to a later checkpoint, in place, and returns how many rows changed.
+def apply_changes(frozen: Any, changes: Any) -> int:
+    """Brings the rows of a frozen table to a later checkpoint, in place.
 
-    Doing so twice does no harm, hence a run that was killed can be repeated.
+    A SavedModel has files of its own: export it again. Of a table of some rows only, these are
+    brought up to date; which ones they are, and the row of all others, stay. Doing so twice does no
+    harm, hence a run that was killed can be repeated.
+
+    Args:
+        frozen: The folder that `CachedEmbedding.freeze` made.
+        changes: The folder that `CachedEmbedding.export_changes` made.
+
+    Returns:
+        How many rows changed.
+
+    Raises:
+        ValueError: One of the two is something else, or they do not belong together.
     """
+    frozen, changes = Path(frozen), Path(changes)
     manifest = read_manifest(frozen)
     try:
         news = json.loads((changes / MANIFEST).read_text())

@@ -109,11 +109,17 @@ class RowTable:
         now = {"iterations": int(self.optimizer.iterations), "keys": keys}
         return json.dumps({**self._facts, **now})
 
+    def is_trained_on(self) -> bool:
+        """Whether rows were trained since the last checkpoint."""
+        return int(self.optimizer.iterations) != json.loads(self.table.header())["iterations"]
+
     def flush(self) -> int:
         """Makes the rows as they are now the last checkpoint, and returns its number."""
         number = self.table.stats().checkpoints + 1
         keys = None
         if self.vocabulary is not None:
+            # Raises while a batch is in use, which would be too late once rows are free for others.
+            self.table.reset(tf.zeros([0], tf.int64))
             freed = self.vocabulary.expire()
             if len(freed) > 0:
                 self.table.reset(freed)
@@ -171,10 +177,14 @@ def _checked_facts(path: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
 def _write_keys(folder: Path, name: str, keys: np.ndarray) -> dict[str, Any]:
     """Writes what the header of a checkpoint refers to, before that is made."""
     part = folder / f"{name}.part"
-    with part.open("wb") as file:
-        np.save(file, keys)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("wb") as file:
+            np.save(file, keys)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(f"`{part}` cannot be written: {error}") from error
     part.rename(folder / name)
     return {"file": name, "checksum": zlib.crc32(keys.tobytes())}
 

@@ -46,21 +46,26 @@ class CachedEmbedding(BagLayer):
     Ids and outputs are those of `EmbeddingBag`. Of the `input_dim` rows, `cache_rows` lie in
     memory; all others are in the files of `path`, each with the state of its optimizer. Where
     `dataset.apply(layer.prefetch(depth))` reads the batches ahead, the rows of coming ones are
-    brought to memory while the model works on those before, and stay there until they are
-    updated. Without it, a batch waits for its rows. Training gives the same bits either way, and
-    the same as an `EmbeddingBag` with this optimizer, whatever is kept in memory.
+    brought to memory while the model works on those before, and stay there until they are updated.
+    Without it, a batch waits for its rows. Training gives the same bits either way, and the same as
+    an `EmbeddingBag` with this optimizer, whatever is kept in memory; but with `clipnorm`, whose
+    sum over rows is rounded in the order of their slots.
 
     The layer trains its rows itself, with an optimizer of its own, during the backward pass: they
     are in no `trainable_weights`, and gradients that are clipped, accumulated or scaled by the
-    optimizer of the model do not pass there. Each call is a step: put all ids of a table into one.
-    The only weight is a `hook` that stays 0; with `trainable=False` the rows stay, too.
+    optimizer of the model do not pass there; a model that is compiled with a loss scale is refused
+    where that can be seen. Each call is a step: put all ids of a table into one. The only weight is
+    a `hook` that stays 0; with `trainable=False` the rows stay, too.
 
-    What Keras and TensorFlow save of the layer is a reference to the files, and each time that they
-    do, as `keras.callbacks.BackupAndRestore` and `ModelCheckpoint` do, the layer makes a
-    checkpoint, as `flush` does. The files always hold the last one, whole, at whatever instant the
-    process ends or the disk fills up. A store is open once at a time: `close` it, or let the layer
-    go, before another one opens it, such as that of a model that is loaded. `rows.npy` there can be
-    read by `numpy.load(path, mmap_mode="r")`, and `header.json` says what it holds.
+    What Keras saves of the layer is a reference to the files, and each time that it does, as
+    `keras.callbacks.BackupAndRestore` and `ModelCheckpoint` do, the layer makes a checkpoint, as
+    `flush` does; `tf.train.Checkpoint` makes none. Rows go back to a checkpoint only by opening the
+    store again: `load_weights` warns, and `EarlyStopping(restore_best_weights=True)` brings back
+    the other weights only. Callbacks that set a learning rate set that of the model. The files
+    always hold the last one, whole, at whatever instant the process ends or the disk fills up. A
+    store is open once at a time: `close` it, or let the layer go, before another one opens it, such
+    as that of a model that is loaded. `rows.npy` there can be read by `numpy.load(path,
+    mmap_mode="r")`, and `header.json` says what it holds.
 
     The layer needs the native library, local files, one process and one replica. It is trained in
     float32; it may compute in `mixed_bfloat16`. To serve it, see `freeze`.
@@ -179,6 +184,7 @@ class CachedEmbedding(BagLayer):
         object.__setattr__(self, "optimizer", optimizer)
         self.policy = policy
         self.vocabulary = vocabulary
+        self._streams: list[int] = []  # of `prefetch`
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
 
     def __dir__(self) -> list[str]:
@@ -195,6 +201,11 @@ class CachedEmbedding(BagLayer):
                 "`CachedEmbedding` must be built for one replica, without a strategy or with "
                 "OneDeviceStrategy: the rows in memory are those of one process. Received: "
                 f"{type(strategy).__name__} with {strategy.num_replicas_in_sync} replicas"
+            )
+        if keras.config.dtype_policy().name == "mixed_float16":
+            raise ValueError(
+                "`CachedEmbedding` must be in no model of mixed_float16, whose optimizer scales "
+                "the loss: rows do not pass by it. Received: a global policy of mixed_float16"
             )
         # A tape asks for the gradient of this one, which is 0, and so comes by the rows.
         self.hook = self.add_weight(name="hook", shape=(), initializer="zeros")
@@ -324,6 +335,8 @@ class CachedEmbedding(BagLayer):
             )
         self.build()
         table, stream = self._rows.table, next(_streams)
+        # Iterators that nobody goes on with would hold their rows for ever.
+        self._streams = streams = [*self._streams, stream]
 
         def announce(*element: Any) -> Any:
             found = ids(*element) if ids else element[0]
@@ -336,7 +349,8 @@ class CachedEmbedding(BagLayer):
 
         def transform(dataset: tf.data.Dataset) -> tf.data.Dataset:
             def begin(_: tf.Tensor) -> tf.data.Dataset:
-                table.forget(stream)  # batches that an iterator before did not come to
+                for before in streams:  # batches that iterators before did not come to
+                    table.forget(before)
                 return dataset.map(announce)
 
             ahead = tf.data.Dataset.range(1).flat_map(begin)
@@ -380,21 +394,23 @@ class CachedEmbedding(BagLayer):
         store["checkpoint"] = np.array(self.flush())
 
     def load_own_variables(self, store: Any) -> None:
-        """Checks that the table is at the checkpoint that the other weights were saved with."""
+        """Warns where the rows are not those of the checkpoint that the weights were saved with."""
         store = {key: store[key] for key in store.keys()}  # noqa: SIM118, which has no iterator
         saved = int(store.pop("checkpoint")[()])
         super().load_own_variables(store)
         now = self.stats().checkpoints
+        is_trained_on = self._rows.is_trained_on()
         message = (
             f"The weights belong to checkpoint {saved} of the table `{self.store_path}`, which is "
             f"at {now}"
         )
         if now < saved:
             raise ValueError(f"{message}: it was replaced by an older one.")
-        if now > saved:
+        if now > saved or is_trained_on:
             warnings.warn(
-                f"{message}. A table keeps its last checkpoint only; the rows that changed since "
-                "are newer than the other weights.",
+                f"{message}{', and was trained since' if is_trained_on else ''}. A table keeps its "
+                "last checkpoint only, and goes back to that when it is opened; the rows that "
+                "changed since are newer than the other weights.",
                 RuntimeWarning,
                 stacklevel=2,
             )
