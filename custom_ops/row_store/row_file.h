@@ -54,6 +54,8 @@ class RowFile {
   // Copies the row out of its record; false where it was never written. Throws as Check() does.
   bool Take(int64_t id, const float* record, float* row) const;
 
+  // Whether anything but the header may lie in no hole.
+  bool HasData() const { return file_.NextData(kDataBegin) < file_.Size(); }
   // Calls work(first, end) for all rows but such as lie in holes; for all behind the first `limit`
   // parts of the file with data at once, since each takes a call of the system.
   template <typename Work>

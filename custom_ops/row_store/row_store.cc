@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <limits>
 #include <mutex>
 #include <shared_mutex>
 #include <utility>
@@ -82,11 +81,10 @@ class RowStore::Impl {
   // Where there is any data in it, it is something else, and stays.
   void RemoveRemains(const std::vector<StoreColumn>& columns) {
     if (!Exists(PathOf(kRows)) || Exists(PathOf(kHeader)) || Exists(PathOf(kCommit))) return;
-    bool is_empty = true;
+    bool is_empty = false;
     {
-      const RowFile remains(PathOf(kRows), O_RDWR, columns);
-      remains.ForEachData(std::numeric_limits<int64_t>::max(), /*limit=*/1,
-                          [&](int64_t, int64_t) { is_empty = false; });
+      const RowFile remains(PathOf(kRows), O_RDWR, columns);  // whatever its columns were
+      is_empty = !remains.HasData();
     }
     if (is_empty) Remove(PathOf(kRows));
   }

@@ -231,4 +231,4 @@ def test_the_picture_has_a_bar_for_each_rival_and_a_line_for_each_policy(tmp_pat
     cached_embedding.draw(found, tmp_path / "picture.svg")
     drawn = (tmp_path / "picture.svg").read_text()
     for text in ("a tenth in memory", "all in memory", *policies):
-        assert f"<!-- {text} -->" in drawn
+        assert text in drawn

@@ -55,7 +55,7 @@ class MappedRowsOp final : public OpKernel {
     const std::string path(ctx->input(0).flat<tensorflow::tstring>()(0));
     const std::lock_guard<std::mutex> lock(mutex_);
     // Kernels outlive layers, and a file may be replaced by another one of its name.
-    struct stat status {};
+    struct stat status{};
     const bool is_there = stat(path.c_str(), &status) == 0;
     const bool is_other = status.st_dev != device_ || status.st_ino != inode_;
     if (path != path_ || (is_there && is_other)) {

@@ -212,8 +212,12 @@ class CachedEmbedding(BagLayer):
         # A thread of its own has no graph around it, nor a scope in which Keras only tries a model
         # out and makes no variables: either may be where a model without an `Input` is built.
         with futures.ThreadPoolExecutor(1) as thread:
-            self._rows = thread.submit(
-                RowTable,
+            self._rows = thread.submit(self._make_rows, strategy).result()
+        self.built = True
+
+    def _make_rows(self, strategy: tf.distribute.Strategy) -> RowTable:
+        with strategy.scope():
+            return RowTable(
                 Path(self.store_path),
                 self.input_dim,
                 self.output_dim,
@@ -223,8 +227,7 @@ class CachedEmbedding(BagLayer):
                 self.optimizer,
                 None if self.vocabulary is None else self.vocabulary.rule(),
                 self.name,
-            ).result()
-        self.built = True
+            )
 
     def call(self, ids: Any, weights: Any = None, training: bool | None = None) -> Any:
         if self.vocabulary is not None:
