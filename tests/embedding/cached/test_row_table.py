@@ -235,10 +235,21 @@ def test_folders_that_are_no_store(shared, tmp_path):
 
 
 def test_rows_without_their_header_are_not_overwritten(shared, store):
-    shared.cached(store).close()
+    layer = shared.cached(store)
+    shared.trainer(layer)(shared.batches()[0])
+    layer.flush()
+    layer.close()
     (store / "header.json").unlink()
     with pytest.raises(tf.errors.InvalidArgumentError, match="must not hold a store, nor"):
         shared.cached(store)
+
+
+def test_a_store_that_was_half_made_is_made_again(shared, store):
+    layer = shared.cached(store)
+    rows = shared.rows_of(layer)
+    layer.close()
+    (store / "header.json").unlink()  # which comes last
+    np.testing.assert_array_equal(shared.rows_of(shared.cached(store)), rows)
 
 
 def test_an_optimizer_that_has_trained_is_refused_before_files_are_made(store):
