@@ -162,8 +162,7 @@ class LockedVariables {
   std::vector<tensorflow::mutex*> locked_;
 };
 
-// Before a variable changes: somebody who still holds its value, as a dense read does, must keep
-// it.
+// Before a variable changes: who still holds its value, as a dense read does, must keep it.
 inline absl::Status OwnValue(OpKernelContext* ctx, Tensor* value) {
   if (value->RefCountIsOne()) return absl::OkStatus();
   Tensor copy;

@@ -152,7 +152,12 @@ void TestFoldersWithoutStores() {
 
 void TestAStoreIsNotOverwritten() {
   const StoreFolder folder;
-  RowStore::Create(folder.Path(), 3, {{"a", 3}}, "{}");
+  const int64_t id = 1;
+  const float row[] = {1, 2, 3};
+  auto store = RowStore::Create(folder.Path(), 3, {{"a", 3}}, "{}");
+  store->Write(&id, 1, row);
+  store->Checkpoint("{}");
+  store.reset();
   for (const char* name : {"", "header.json"}) {  // which is removed before
     if (*name) fs::remove(folder.File(name));
     CHECK(Contains(ErrorOf([&] { RowStore::Create(folder.Path(), 4, {{"a", 4}}, "{}"); }),
@@ -160,6 +165,14 @@ void TestAStoreIsNotOverwritten() {
           name);
   }
   CHECK_EQ(fs::file_size(folder.File("rows.npy")), uint64_t{kPage} + 3 * 16);
+}
+
+// Without rows, what a process that ended too early has left is in nobody's way.
+void TestAHalfMadeStoreIsMadeAgain() {
+  const StoreFolder folder;
+  RowStore::Create(folder.Path(), 3, {{"a", 3}}, "{}");
+  fs::remove(folder.File("header.json"));
+  CHECK_EQ(RowStore::Create(folder.Path(), 4, {{"b", 5}}, "{}")->Rows(), 4);
 }
 
 void TestOneOpenerAtATime() {
@@ -457,6 +470,7 @@ int main() {
   tfrec::TestArguments();
   tfrec::TestFoldersWithoutStores();
   tfrec::TestAStoreIsNotOverwritten();
+  tfrec::TestAHalfMadeStoreIsMadeAgain();
   tfrec::TestOneOpenerAtATime();
   tfrec::TestFilesThatCannotBeOpened();
   tfrec::TestFlippedBytes();

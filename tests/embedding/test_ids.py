@@ -4,6 +4,8 @@ import pytest
 import tensorflow as tf
 
 import tfrec_efficient as tfrec
+from tfrec_efficient.embedding._ids import as_keys
+from tfrec_efficient.embedding._ids import check_keys
 
 IDS = np.array([[1, 2, 2], [4, 0, 0]])
 
@@ -86,3 +88,24 @@ def test_what_are_no_ids(implementation, make):
             make(5)(ids)
     with pytest.raises(ValueError, match="`ids` must be integers; .* Received: dtype bool"):
         make(5)(np.array([[True]]))
+
+
+def test_keys_are_numbers_as_they_are_and_hashes_of_strings():
+    numbers = tf.constant([[-1, 3], [2**31 - 1, 0]], tf.int32)
+    np.testing.assert_array_equal(as_keys(numbers), numbers)
+    assert as_keys(numbers).dtype == tf.int64
+    keys = as_keys(tf.constant(["alice", "bob", "alice", ""])).numpy()
+    assert keys[0] == keys[2]
+    assert len(set(keys)) == 3
+    assert keys.min() >= 0
+
+
+def test_what_are_no_keys():
+    for ids in (tf.constant(["a"]), tf.zeros((1,), tf.int32), tf.zeros((1,), tf.int64)):
+        check_keys(ids, padding_id=None)
+    check_keys(tf.zeros((1,), tf.int64), padding_id=0)
+    with pytest.raises(ValueError, match="`padding_id` is a number, .* padding_id=0 and strings"):
+        check_keys(tf.constant(["a"]), padding_id=0)
+    for dtype in ("float32", "bool"):
+        with pytest.raises(ValueError, match=f"be integers or strings. Received: dtype {dtype}"):
+            check_keys(tf.zeros((1,), dtype), None)

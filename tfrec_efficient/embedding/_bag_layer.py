@@ -5,7 +5,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfrec_efficient.embedding._bags import values_of
+from tfrec_efficient.embedding._bags import with_values
+from tfrec_efficient.embedding._ids import as_keys
 from tfrec_efficient.embedding._ids import check_dtype
+from tfrec_efficient.embedding._ids import check_keys
 from tfrec_efficient.embedding._ids import whole_numbers
 from tfrec_efficient.ops._bags import check_padding_id
 from tfrec_efficient.ops.gather_reduce import COMBINERS
@@ -22,7 +26,10 @@ def check_sizes(**sizes: Any) -> None:
 
 
 class BagLayer(keras.layers.Layer):
-    """A layer that pools bags of rows, or looks single rows up; `_pool` says where they lie."""
+    """A layer that pools bags of rows, or looks single rows up; `_pool` says where they lie.
+
+    Without an `input_dim`, ids are keys: strings or any integers.
+    """
 
     built: bool
     dtype_policy: Any
@@ -64,12 +71,18 @@ class BagLayer(keras.layers.Layer):
         raise NotImplementedError
 
     def _as_ids(self, ids: Any) -> Any:
-        assert self.input_dim is not None
-        return whole_numbers(ids, self.input_dim)
+        if self.input_dim is not None:
+            return whole_numbers(ids, self.input_dim)
+        if not isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
+            ids = tf.convert_to_tensor(ids)
+        self._check_ids(ids)
+        return with_values(ids, as_keys(values_of(ids)))
 
     def _check_ids(self, ids: Any) -> None:
-        assert self.input_dim is not None
-        check_dtype(ids, self.input_dim)
+        if self.input_dim is None:
+            check_keys(ids, self.padding_id)
+        else:
+            check_dtype(ids, self.input_dim)
 
     def _pool_or_look_up(self, ids: Any, weights: Any, casting: Any) -> Any:
         ids = self._as_ids(ids)

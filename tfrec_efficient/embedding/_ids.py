@@ -7,6 +7,7 @@ import tensorflow as tf
 
 # Whole numbers up to here are exact in a floating point dtype, and beyond it ids would collide.
 _EXACT_UP_TO = {"float16": 2**11, "bfloat16": 2**8, "float32": 2**24, "float64": 2**53}
+_STRING_HASHES = 2**63 - 1
 _SMALL_INTEGERS = (tf.int8, tf.int16, tf.uint8, tf.uint16, tf.uint32)
 
 
@@ -37,3 +38,25 @@ def whole_numbers(ids: Any, input_dim: int) -> Any:
         [tf.debugging.assert_equal(values, tf.floor(values), "`ids` must be whole numbers.")]
     ):
         return tf.cast(ids, tf.int64)
+
+
+def as_keys(ids: tf.Tensor) -> tf.Tensor:
+    """Integers as they are, and hashes of strings."""
+    if ids.dtype == tf.string:
+        return tf.strings.to_hash_bucket_fast(ids, _STRING_HASHES)
+    return tf.cast(ids, tf.int64)
+
+
+def check_keys(ids: Any, padding_id: int | None) -> None:
+    """Raises ValueError for what is no key."""
+    dtype = keras.backend.standardize_dtype(ids.dtype)
+    if dtype == "string" and padding_id is not None:
+        raise ValueError(
+            "`padding_id` is a number, and strings have none: use ragged `ids` instead. "
+            f"Received: padding_id={padding_id} and strings"
+        )
+    if dtype != "string" and "int" not in dtype:
+        raise ValueError(
+            "`ids` of a layer with a vocabulary must be integers or strings. "
+            f"Received: dtype {dtype}"
+        )

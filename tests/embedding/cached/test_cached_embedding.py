@@ -79,6 +79,19 @@ def test_a_layer_may_be_built_by_the_first_step(shared, tmp_path, make):
 
 
 @pytest.mark.parametrize("make", MODELS)
+def test_a_model_with_a_loss_scale_is_refused(shared, store, make):
+    layer = shared.cached(store)
+    rows = shared.rows_of(layer)
+    model = make(layer, dense())
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    ids = shared.batches()[0]
+    with pytest.raises(ValueError, match="must be compiled without a loss scale"):
+        model.fit(ids, np.ones((len(ids), 1)), verbose=0)
+    np.testing.assert_array_equal(shared.rows_of(layer), rows)
+    assert model.predict(ids, verbose=0).shape == (len(ids), 1)
+
+
+@pytest.mark.parametrize("make", MODELS)
 def test_each_kind_of_model_trains_as_with_a_bag(shared, store, make):
     ids = np.concatenate(shared.batches())
     y = labels(shared)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tfrec_efficient as tfrec
 from tfrec_efficient.embedding import DynamicVocabulary
-from tfrec_efficient.embedding.cached.dynamic_vocabulary import as_keys
+from tfrec_efficient.embedding._ids import as_keys
 
 ROOM = 1500  # rows of an uncached table that is large enough from the beginning
 

@@ -197,15 +197,3 @@ def test_weights_do_not_take_rows_back_without_a_warning(shared, store, tmp_path
     model.fit(IDS, Y, verbose=0)
     with pytest.warns(RuntimeWarning, match="was trained since"):
         model.load_weights(tmp_path / "m.weights.h5")
-
-
-def test_a_global_policy_with_a_loss_scale_is_refused(shared, store):
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        layer = tfrec.CachedEmbedding(
-            40, 4, 20, store, tfrec.optimizers.SGD(0.1), dtype="float32", name="users"
-        )
-        with pytest.raises(ValueError, match="Received: a global policy of mixed_float16"):
-            layer.build()
-    finally:
-        keras.config.set_dtype_policy("float32")

@@ -177,7 +177,9 @@ def _rows_to_keep(
         ids = ids.astype(np.int64)
     total, count = np.zeros(output_dim), 0
     for of_block, values in blocks(table, input_dim, verbose):
-        rest = (values[:, LOOKUPS] > 0) & ~np.isin(of_block, ids, assume_unique=True)
+        rest = values[:, LOOKUPS] > 0
+        begin, end = np.searchsorted(ids, [of_block[0], of_block[-1] + 1])
+        rest[ids[begin:end] - of_block[0]] = False
         total += values[rest, :output_dim].sum(axis=0, dtype=np.float64)
         count += int(rest.sum())
     return ids, (total / max(1, count)).astype(np.float32)
@@ -231,13 +233,24 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _most_used(table: Any, input_dim: int, count: int, verbose: int) -> np.ndarray:
     """The ids with the most lookups, the lower of equal ones first; sorted by id."""
-    ids, lookups = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    parts: list[np.ndarray] = []
+    found, least = 0, -np.inf
+
+    def best() -> np.ndarray:
+        """Ids and lookups, `(2, count)`, the best first."""
+        ids, lookups = np.concatenate(parts, axis=1)
+        order = np.lexsort((ids, -lookups))[:count]
+        return np.stack([ids[order], lookups[order]])
+
     for of_block, values in blocks(table, input_dim, verbose):
-        ids = np.concatenate([ids, of_block])
-        lookups = np.concatenate([lookups, values[:, LOOKUPS]])
-        best = np.lexsort((ids, -lookups))[:count]
-        ids, lookups = ids[best], lookups[best]
-    return np.sort(ids)
+        lookups = values[:, LOOKUPS].astype(np.float64)  # in which ids are exact as well
+        is_better = lookups > least  # later ids are higher
+        parts.append(np.stack([of_block[is_better], lookups[is_better]]))
+        found += parts[-1].shape[1]
+        if found >= 2 * count:  # or there would be more to sort than to read
+            parts = [best()]
+            found, least = count, parts[0][1, -1]
+    return np.sort(best()[0].astype(np.int64))
 
 
 class _Writer:

@@ -50,8 +50,9 @@ class RowTable:
     ) -> None:
         if optimizer.built:
             raise ValueError(
-                "`optimizer` must be one that trains nothing else yet. Received: an optimizer "
-                f"with {len(optimizer.variables)} variables"
+                "`optimizer` must be one that trains nothing else yet, nor was in a layer that "
+                "could not be built. Received: an optimizer with "
+                f"{len(optimizer.variables)} variables"
             )
         self.path = path
         self.optimizer = optimizer

@@ -28,8 +28,6 @@ from tfrec_efficient.embedding.cached._row_table import RowTable
 from tfrec_efficient.embedding.cached.cache_report import CacheReport
 from tfrec_efficient.embedding.cached.cache_report import report
 from tfrec_efficient.embedding.cached.dynamic_vocabulary import DynamicVocabulary
-from tfrec_efficient.embedding.cached.dynamic_vocabulary import as_keys
-from tfrec_efficient.embedding.cached.dynamic_vocabulary import check_keys
 from tfrec_efficient.embedding.cached.frozen_embedding import FrozenEmbedding
 from tfrec_efficient.ops.gather_reduce import Combiner
 from tfrec_efficient.ops.gather_reduce import gather_reduce
@@ -54,8 +52,8 @@ class CachedEmbedding(BagLayer):
     The layer trains its rows itself, with an optimizer of its own, during the backward pass: they
     are in no `trainable_weights`, and gradients that are clipped, accumulated or scaled by the
     optimizer of the model do not pass there; a model that is compiled with a loss scale is refused
-    where that can be seen. Each call is a step: put all ids of a table into one. The only weight is
-    a `hook` that stays 0; with `trainable=False` the rows stay, too.
+    when it is trained by `fit`. Each call is a step: put all ids of a table into one. The only
+    weight is a `hook` that stays 0; with `trainable=False` the rows stay, too.
 
     What Keras saves of the layer is a reference to the files, and each time that it does, as
     `keras.callbacks.BackupAndRestore` and `ModelCheckpoint` do, the layer makes a checkpoint, as
@@ -202,11 +200,6 @@ class CachedEmbedding(BagLayer):
                 "OneDeviceStrategy: the rows in memory are those of one process. Received: "
                 f"{type(strategy).__name__} with {strategy.num_replicas_in_sync} replicas"
             )
-        if keras.config.dtype_policy().name == "mixed_float16":
-            raise ValueError(
-                "`CachedEmbedding` must be in no model of mixed_float16, whose optimizer scales "
-                "the loss: rows do not pass by it. Received: a global policy of mixed_float16"
-            )
         # A tape asks for the gradient of this one, which is 0, and so comes by the rows.
         self.hook = self.add_weight(name="hook", shape=(), initializer="zeros")
         # A thread of its own has no graph around it, nor a scope in which Keras only tries a model
@@ -230,16 +223,27 @@ class CachedEmbedding(BagLayer):
             )
 
     def call(self, ids: Any, weights: Any = None, training: bool | None = None) -> Any:
+        if training:
+            self._refuse_loss_scale()
         if self.vocabulary is not None:
             ids = self._rows_of(ids, bool(training))
         return self._pool_or_look_up(ids, weights, None)
 
+    def _refuse_loss_scale(self) -> None:
+        # Rows would be trained on gradients that nobody divides by the scale again.
+        model = self._get_call_context().entry_layer
+        optimizer = getattr(model, "optimizer", None)
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            raise ValueError(
+                f"The model of `{self.name}` must be compiled without a loss scale, which the "
+                "gradients of its rows would keep: use `mixed_bfloat16` for `mixed_float16`. "
+                f"Received: {optimizer!r}"
+            )
+
     def _rows_of(self, keys: Any, training: bool) -> Any:
         """Where the rows of keys are, with -1 for padding."""
-        if not isinstance(keys, tf.RaggedTensor | tf.SparseTensor):
-            keys = tf.convert_to_tensor(keys)
-        check_keys(keys, self.padding_id)
-        values, vocabulary = as_keys(values_of(keys)), self._rows.vocabulary
+        keys = self._as_ids(keys)
+        values, vocabulary = values_of(keys), self._rows.vocabulary
         assert vocabulary is not None
         if self.padding_id is not None:
             is_key = values != self.padding_id
@@ -254,15 +258,6 @@ class CachedEmbedding(BagLayer):
             absent = tf.fill(shape, tf.cast(-1, tf.int64))
             rows = tf.tensor_scatter_nd_update(absent, where, rows)
         return with_values(keys, rows)
-
-    def _as_ids(self, ids: Any) -> Any:
-        return super()._as_ids(ids) if self.vocabulary is None else ids
-
-    def _check_ids(self, ids: Any) -> None:
-        if self.vocabulary is None:
-            super()._check_ids(ids)
-        else:
-            check_keys(ids, self.padding_id)
 
     @property
     def _padding_row(self) -> int | None:

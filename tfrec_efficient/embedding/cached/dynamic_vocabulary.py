@@ -3,11 +3,8 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tfrec_efficient.embedding._bag_layer import check_sizes
-
-_STRINGS = 2**63 - 1  # hashes of them
 
 
 @keras.saving.register_keras_serializable(package="tfrec_efficient")
@@ -60,7 +57,7 @@ class DynamicVocabulary:
         self.max_rows = max_rows
 
     def rule(self) -> dict[str, int]:
-        """The arguments of `ops.vocabulary.Vocabulary`."""
+        """The arguments of `ops.row_store.Vocabulary`."""
         return {name: size or 0 for name, size in self.get_config().items()}
 
     def get_config(self) -> dict[str, Any]:
@@ -69,25 +66,3 @@ class DynamicVocabulary:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "DynamicVocabulary":
         return cls(**config)
-
-
-def as_keys(ids: tf.Tensor) -> tf.Tensor:
-    """Integers as they are, and hashes of strings."""
-    if ids.dtype == tf.string:
-        return tf.strings.to_hash_bucket_fast(ids, _STRINGS)
-    return tf.cast(ids, tf.int64)
-
-
-def check_keys(ids: Any, padding_id: int | None) -> None:
-    """Raises ValueError for what is no key."""
-    dtype = keras.backend.standardize_dtype(ids.dtype)
-    if dtype == "string" and padding_id is not None:
-        raise ValueError(
-            "`padding_id` is a number, and strings have none: use ragged `ids` instead. "
-            f"Received: padding_id={padding_id} and strings"
-        )
-    if dtype != "string" and "int" not in dtype:
-        raise ValueError(
-            "`ids` of a layer with a vocabulary must be integers or strings. "
-            f"Received: dtype {dtype}"
-        )

@@ -10,10 +10,7 @@ import tensorflow as tf
 
 from tfrec_efficient.embedding._bag_layer import BagLayer
 from tfrec_efficient.embedding._bags import flat_ids
-from tfrec_efficient.embedding._bags import values_of
 from tfrec_efficient.embedding._bags import with_values
-from tfrec_efficient.embedding.cached.dynamic_vocabulary import as_keys
-from tfrec_efficient.embedding.cached.dynamic_vocabulary import check_keys
 from tfrec_efficient.ops.gather_reduce import Combiner
 from tfrec_efficient.ops.gather_reduce import gather_reduce
 from tfrec_efficient.ops.row_store import mapped_rows
@@ -110,19 +107,6 @@ class FrozenEmbedding(BagLayer):
             **kwargs,
         )
         self.store_path = str(path)  # Keras has a `path` of its own
-
-    def _as_ids(self, ids: Any) -> Any:
-        if self.input_dim is not None:
-            return super()._as_ids(ids)
-        if not isinstance(ids, tf.RaggedTensor | tf.SparseTensor):
-            ids = tf.convert_to_tensor(ids)
-        return with_values(ids, as_keys(values_of(ids)))
-
-    def _check_ids(self, ids: Any) -> None:
-        if self.input_dim is not None:
-            super()._check_ids(ids)
-        else:
-            check_keys(ids, self.padding_id)
 
     def build(self, ids_shape: Any = None, weights_shape: Any = None) -> None:
         if self.built:
