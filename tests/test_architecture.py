@@ -16,6 +16,7 @@ USES = {
     "data": {"ops"},
     "embedding": {"ops"},
     "optimizers": {"ops"},
+    "pim": {"ops", "embedding"},
     "sampling": set(),
     "testing": set(),
 }

@@ -26,6 +26,7 @@ def test_the_names_of_the_house():
         "CachedEmbedding",
         "EmbeddingBag",
         "EmbeddingBagCollection",
+        "PimDevice",
         "Prune4Rel",
         "RecencyBias",
         "coreset",
@@ -33,6 +34,7 @@ def test_the_names_of_the_house():
         "embedding",
         "ops",
         "optimizers",
+        "pim",
         "sampling",
     }
     assert tfrec.__version__.count(".") == 2

@@ -12,6 +12,8 @@ What lies where, in the order in which data flows:
 - `CachedEmbedding`: a table larger than memory, in files, with the rows in use in memory.
 - `embedding`: all of these layers, and what belongs to them.
 - `optimizers`: Keras optimizers that update only the rows of a table that have a gradient.
+- `PimDevice`: a processing-in-memory device, to emulate.
+- `pim`: that, its reports, a layer that runs on it, and a planner.
 - `ops`: the C++ ops below the layers, each with a pure-TensorFlow reference.
 - `testing`: test harnesses for layers, ops and dataset transforms; imported by name.
 """
@@ -30,6 +32,7 @@ from tfrec_efficient import data as data
 from tfrec_efficient import embedding as embedding
 from tfrec_efficient import ops as ops
 from tfrec_efficient import optimizers as optimizers
+from tfrec_efficient import pim as pim
 from tfrec_efficient import sampling as sampling
 from tfrec_efficient.coreset.by_neighbourhood.prune4rel import Prune4Rel as Prune4Rel
 from tfrec_efficient.embedding.cached import CachedEmbedding as CachedEmbedding
@@ -37,5 +40,6 @@ from tfrec_efficient.embedding.embedding_bag import EmbeddingBag as EmbeddingBag
 from tfrec_efficient.embedding.embedding_bag_collection import (
     EmbeddingBagCollection as EmbeddingBagCollection,
 )
+from tfrec_efficient.pim.pim_device import PimDevice as PimDevice
 from tfrec_efficient.sampling.selectors.recency_bias import RecencyBias as RecencyBias
 from tfrec_efficient.version import __version__ as __version__

@@ -11,7 +11,7 @@ from tfrec_efficient.embedding._ids import as_keys
 from tfrec_efficient.embedding._ids import check_dtype
 from tfrec_efficient.embedding._ids import check_keys
 from tfrec_efficient.embedding._ids import whole_numbers
-from tfrec_efficient.ops._bags import check_padding_id
+from tfrec_efficient.ops._inputs import check_padding_id
 from tfrec_efficient.ops.gather_reduce import COMBINERS
 from tfrec_efficient.ops.gather_reduce import Combiner
 

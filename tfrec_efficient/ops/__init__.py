@@ -14,5 +14,8 @@ from tfrec_efficient.ops.gather_reduce import gather_reduce_many as gather_reduc
 from tfrec_efficient.ops.neighbourhood import choose_by_own_gain as choose_by_own_gain
 from tfrec_efficient.ops.neighbourhood import choose_over_graph as choose_over_graph
 from tfrec_efficient.ops.neighbourhood import neighbour_graph as neighbour_graph
+from tfrec_efficient.ops.pim import pim_gather_reduce as pim_gather_reduce
+from tfrec_efficient.ops.pim import pim_reports as pim_reports
+from tfrec_efficient.ops.pim import pim_scatter_update as pim_scatter_update
 from tfrec_efficient.ops.row_store import mapped_rows as mapped_rows
 from tfrec_efficient.ops.row_update import row_update as row_update

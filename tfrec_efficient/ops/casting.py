@@ -6,15 +6,15 @@ from typing import Any
 import tensorflow as tf
 
 from tfrec_efficient.ops import _loader
-from tfrec_efficient.ops._bags import NO_PADDING
-from tfrec_efficient.ops._bags import Bags
-from tfrec_efficient.ops._bags import as_bags
-from tfrec_efficient.ops._bags import check_ids_dtype
-from tfrec_efficient.ops._bags import check_padding_id
-from tfrec_efficient.ops._bags import checked
-from tfrec_efficient.ops._bags import first_entry
-from tfrec_efficient.ops._bags import of_one_dtype
-from tfrec_efficient.ops._bags import text
+from tfrec_efficient.ops._inputs import NO_PADDING
+from tfrec_efficient.ops._inputs import Bags
+from tfrec_efficient.ops._inputs import as_bags
+from tfrec_efficient.ops._inputs import check_ids_dtype
+from tfrec_efficient.ops._inputs import check_padding_id
+from tfrec_efficient.ops._inputs import checked
+from tfrec_efficient.ops._inputs import first_entry
+from tfrec_efficient.ops._inputs import of_one_dtype
+from tfrec_efficient.ops._inputs import text
 
 
 def cast_indices(ids: Any, padding_id: int | None = None) -> tf.Tensor:

@@ -13,22 +13,22 @@ import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import variable_accessed
 
 from tfrec_efficient.ops import _loader
-from tfrec_efficient.ops._bags import Bags
-from tfrec_efficient.ops._bags import as_bags
-from tfrec_efficient.ops._bags import bag_attributes
-from tfrec_efficient.ops._bags import check_padding_id
-from tfrec_efficient.ops._bags import checked
-from tfrec_efficient.ops._bags import checked_row_splits
-from tfrec_efficient.ops._bags import equal
-from tfrec_efficient.ops._bags import first_entry
-from tfrec_efficient.ops._bags import of_one_dtype
-from tfrec_efficient.ops._bags import static_batch
-from tfrec_efficient.ops._bags import text
-from tfrec_efficient.ops._tables import as_scales
-from tfrec_efficient.ops._tables import as_table
-from tfrec_efficient.ops._tables import handle_on_cpu
-from tfrec_efficient.ops._tables import is_variable
-from tfrec_efficient.ops._tables import weight_dtype
+from tfrec_efficient.ops._inputs import Bags
+from tfrec_efficient.ops._inputs import as_bags
+from tfrec_efficient.ops._inputs import as_scales
+from tfrec_efficient.ops._inputs import as_table
+from tfrec_efficient.ops._inputs import bag_attributes
+from tfrec_efficient.ops._inputs import check_padding_id
+from tfrec_efficient.ops._inputs import checked
+from tfrec_efficient.ops._inputs import checked_row_splits
+from tfrec_efficient.ops._inputs import equal
+from tfrec_efficient.ops._inputs import first_entry
+from tfrec_efficient.ops._inputs import handle_on_cpu
+from tfrec_efficient.ops._inputs import is_variable
+from tfrec_efficient.ops._inputs import of_one_dtype
+from tfrec_efficient.ops._inputs import static_batch
+from tfrec_efficient.ops._inputs import text
+from tfrec_efficient.ops._inputs import weight_dtype
 from tfrec_efficient.ops.casting import cast_tables
 
 COMBINERS = ("sum", "mean", "sqrtn")
@@ -322,18 +322,18 @@ def features_of(op: tf.Operation, first: int) -> dict[str, Any]:
     }
 
 
-def _gradients(
+def gradients_of(
     op: tf.Operation, grads: tf.Tensor, shape_of: Callable[[Any], tf.Tensor], weight_grad: Any
 ) -> Any:
+    """The gradients of all inputs of an op that pools; behind the weights it has castings first."""
     module = _loader.load()
     num_tables = op.get_attr("num_tables")
     num_castings = op.get_attr("num_castings")
     common = features_of(op, num_tables)
     tables = list(op.inputs)[:num_tables]
     # Here it depends on ids only, so a graph runs it beside the forward pass.
-    castings = list(op.inputs)[
-        len(op.inputs) - num_castings :
-    ] or module.tfrec_efficient_cast_indices(
+    rest = list(op.inputs)[num_tables + 3 * op.get_attr("num_features") :]
+    castings = rest[:num_castings] or module.tfrec_efficient_cast_indices(
         ids=common["ids"],
         table_of=common["table_of"],
         padding_ids=common["padding_ids"],
@@ -359,12 +359,12 @@ def _gradients(
                 weight_grad(tables=tables, grads=grads, **common), common["weighted"], strict=True
             )
         ]
-    return [*table_grads, *[None] * (2 * features), *weight_grads, *[None] * num_castings]
+    return [*table_grads, *[None] * (2 * features), *weight_grads, *[None] * len(rest)]
 
 
 @tf.RegisterGradient("TfrecEfficient>GatherReduce")
 def _gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
-    return _gradients(
+    return gradients_of(
         op,
         grads,
         lambda table: tf.shape(table, out_type=tf.int64),
@@ -374,7 +374,7 @@ def _gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
 
 @tf.RegisterGradient("TfrecEfficient>ResourceGatherReduce")
 def _resource_gather_reduce_gradient(op: tf.Operation, grads: tf.Tensor) -> Any:
-    return _gradients(
+    return gradients_of(
         op,
         grads,
         lambda table: tf.raw_ops.VariableShape(input=table, out_type=tf.int64),
@@ -415,7 +415,7 @@ def _reference_many(
     lookups: list[_Lookups] = []
     for i, of_feature in enumerate(bags):
         index = f"[{i}]" if len(bags) > 1 else ""
-        found = _checked_lookups(tables[table_of[i]], of_feature, padding_ids[i], index)
+        found = checked_lookups(tables[table_of[i]], of_feature, padding_ids[i], index)
         lookups.append(_with_batch_of(lookups[0], found, i) if lookups else found)
     outputs = [tf.zeros([])] * len(bags)
     for number, table in enumerate(tables):
@@ -427,13 +427,13 @@ def _reference_many(
         if scales:
             rows *= tf.gather(scales[number], unique_ids)[:, tf.newaxis]
         for i in features:
-            pooled = _pool(_expand_ids(rows, unique_ids, lookups[i]), lookups[i], combiners[i])
+            pooled = _pool(expand_ids(rows, unique_ids, lookups[i]), lookups[i], combiners[i])
             outputs[i] = pooled if scales else tf.cast(pooled, table.dtype)
     output = outputs[0] if len(outputs) == 1 else tf.concat(outputs, axis=1)
     if not castings:
         return output
     expected = cast_tables(bags, padding_ids, table_of, len(tables))
-    return _with_checked_castings(output, expected, castings)
+    return with_checked_castings(output, expected, castings)
 
 
 def _of_rank_2(table: Any) -> Any:
@@ -446,7 +446,7 @@ def _of_rank_2(table: Any) -> Any:
     )
 
 
-def _with_checked_castings(
+def with_checked_castings(
     output: tf.Tensor, expected: Sequence[tf.Tensor], castings: Sequence[tf.Tensor]
 ) -> tf.Tensor:
     """Compares castings when the gradient is taken, which is when the native op uses them."""
@@ -500,18 +500,25 @@ def _with_batch_of(first: _Lookups, other: _Lookups, index: int) -> _Lookups:
     return dataclasses.replace(other, ids=ids)
 
 
-def _expand_ids(rows: tf.Tensor, unique_ids: tf.Tensor, lookups: _Lookups) -> tf.Tensor:
+def expand_ids(rows: tf.Tensor, unique_ids: tf.Tensor, lookups: _Lookups) -> tf.Tensor:
+    """The row of each lookup, of those that belong to `unique_ids`."""
     return _expand(rows, tf.searchsorted(unique_ids, lookups.ids))
 
 
 def _pool(rows: tf.Tensor, lookups: _Lookups, combiner: str) -> tf.Tensor:
-    segments, batch, weights = lookups.segments, lookups.batch, lookups.weights
-    if weights is not None:
-        rows *= weights[:, tf.newaxis]
-    sums = tf.math.unsorted_segment_sum(rows, segments, batch)
+    if lookups.weights is not None:
+        rows *= lookups.weights[:, tf.newaxis]
+    sums = tf.math.unsorted_segment_sum(rows, lookups.segments, lookups.batch)
+    return divided(sums, lookups, combiner)
+
+
+def divided(sums: tf.Tensor, lookups: _Lookups, combiner: str) -> tf.Tensor:
+    """The sums of bags, each divided as the combiner says."""
     if combiner == "sum":
         return sums
-    counted = tf.ones_like(lookups.ids, rows.dtype) if weights is None else weights
+    segments, batch, counted = lookups.segments, lookups.batch, lookups.weights
+    if counted is None:
+        counted = tf.ones_like(lookups.ids, sums.dtype)
     if combiner == "mean":
         divisors = tf.math.unsorted_segment_sum(counted, segments, batch)
     else:
@@ -531,7 +538,7 @@ def _expand(rows: tf.Tensor, positions: tf.Tensor) -> Any:
     return tf.gather(rows, positions), gradient
 
 
-def _checked_lookups(table: Any, bags: Bags, padding_id: int | None, index: str) -> _Lookups:
+def checked_lookups(table: Any, bags: Bags, padding_id: int | None, index: str) -> _Lookups:
     """Padding and faults are gone; `index` tells features apart in messages."""
     ids, weights = bags.ids, bags.weights
     row_splits = bags.row_splits

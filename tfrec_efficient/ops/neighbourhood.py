@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_efficient.ops import _loader
-from tfrec_efficient.ops._bags import checked
-from tfrec_efficient.ops._bags import text
+from tfrec_efficient.ops._inputs import checked
+from tfrec_efficient.ops._inputs import text
 
 
 def neighbour_graph(

@@ -10,7 +10,7 @@ from typing import Literal
 import tensorflow as tf
 
 from tfrec_efficient.ops import _loader
-from tfrec_efficient.ops._bags import NO_PADDING
+from tfrec_efficient.ops._inputs import NO_PADDING
 
 EvictionPolicy = Literal["lru", "lfu", "static"]
 

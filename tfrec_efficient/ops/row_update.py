@@ -6,13 +6,13 @@ from typing import Any
 import tensorflow as tf
 
 from tfrec_efficient.ops import _loader
-from tfrec_efficient.ops._bags import Bags
-from tfrec_efficient.ops._bags import bag_attributes
-from tfrec_efficient.ops._bags import checked
-from tfrec_efficient.ops._bags import text
-from tfrec_efficient.ops._tables import as_tf
-from tfrec_efficient.ops._tables import handle_on_cpu
-from tfrec_efficient.ops._tables import weight_dtype
+from tfrec_efficient.ops._inputs import Bags
+from tfrec_efficient.ops._inputs import as_tf
+from tfrec_efficient.ops._inputs import bag_attributes
+from tfrec_efficient.ops._inputs import checked
+from tfrec_efficient.ops._inputs import handle_on_cpu
+from tfrec_efficient.ops._inputs import text
+from tfrec_efficient.ops._inputs import weight_dtype
 from tfrec_efficient.ops.casting import cast_tables
 from tfrec_efficient.ops.gather_reduce import features_of
 

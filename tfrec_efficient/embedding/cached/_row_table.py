@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfrec_efficient.ops._tables import as_tf
+from tfrec_efficient.ops._inputs import as_tf
 from tfrec_efficient.ops.row_store import CachedTable
 from tfrec_efficient.ops.row_store import EvictionPolicy
 from tfrec_efficient.ops.row_store import InitialRows

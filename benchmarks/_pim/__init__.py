@@ -1,0 +1,1 @@
+"""What `pim.py` measures and models."""
