@@ -7,3 +7,5 @@ from tfrec_efficient.pim.pim_monitor import PimMonitor as PimMonitor
 from tfrec_efficient.pim.pim_report import PimReport as PimReport
 from tfrec_efficient.pim.pim_report import plot_roofline as plot_roofline
 from tfrec_efficient.pim.pim_report import summary_table as summary_table
+from tfrec_efficient.pim.planner import PimPlan as PimPlan
+from tfrec_efficient.pim.planner import plan as plan

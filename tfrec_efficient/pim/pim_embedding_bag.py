@@ -135,7 +135,7 @@ class PimEmbeddingBag(BagLayer):
     ) -> Any:
         if not training:
             return self._pool_or_look_up(ids, weights, casting)
-        bags = self._as_bags(ids)
+        bags = bags_of(self, ids)
         if casting is None:
             casting = cast_indices(bags, self.padding_id)
         pooled = self._pool_or_look_up(ids, weights, casting)
@@ -168,16 +168,6 @@ class PimEmbeddingBag(BagLayer):
             with_report=False,
         )
         return pooled
-
-    def _as_bags(self, ids: Any) -> Any:
-        """The ids as bags of rank 2, as they are pooled."""
-        ids = self._as_ids(ids)
-        if self.combiner is None:
-            return tf.reshape(values_of(ids), [-1, 1])
-        if isinstance(ids, tf.RaggedTensor | tf.SparseTensor) or ids.shape.rank == 2:
-            return ids
-        shape = tf.shape(ids)
-        return tf.reshape(ids, tf.concat([[tf.reduce_prod(shape[:-1])], shape[-1:]], 0))
 
     def reports(self) -> dict[str, PimReport]:
         """What the device would have done in training since the layer was built, or reset.
@@ -214,6 +204,17 @@ class PimEmbeddingBag(BagLayer):
             rule=self.rule,
         )
         return config
+
+
+def bags_of(layer: BagLayer, ids: Any) -> Any:
+    """The ids of a call of a layer as bags of rank 2, as they are pooled."""
+    ids = layer._as_ids(ids)
+    if layer.combiner is None:
+        return tf.reshape(values_of(ids), [-1, 1])
+    if isinstance(ids, tf.RaggedTensor | tf.SparseTensor) or ids.shape.rank == 2:
+        return ids
+    shape = tf.shape(ids)
+    return tf.reshape(ids, tf.concat([[tf.reduce_prod(shape[:-1])], shape[-1:]], 0))
 
 
 def _check_hot_ids(hot_ids: Any, input_dim: int) -> None:
