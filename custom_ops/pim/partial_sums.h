@@ -41,9 +41,10 @@ class BagByGroups {
 
   BagByGroups(int64_t groups, int64_t dim) : dim_(dim), place_of_(groups), bag_of_(groups, -1) {}
 
-  void Begin(int64_t bag) {
+  void Begin(int64_t bag, int64_t most_lookups) {
     bag_ = bag;
-    found_.clear();
+    found_.resize(most_lookups);
+    total_ = 0;
     ends_.clear();
   }
   void Add(int64_t group, const T* row, Real weight) {
@@ -52,8 +53,9 @@ class BagByGroups {
       place_of_[group] = ends_.size();
       ends_.push_back(0);
     }
-    ++ends_[place_of_[group]];
-    found_.push_back({place_of_[group], row, weight});
+    const int64_t place = place_of_[group];
+    ++ends_[place];
+    found_[total_++] = {place, row, weight};
   }
   // The partial sums of the groups, in the order in which they came.
   const std::vector<const Real*>& Sum(bool weighted, RowReducer<T> reduce) {
@@ -61,10 +63,10 @@ class BagByGroups {
     for (int64_t& end : ends_) total += std::exchange(end, total);
     rows_.resize(total);
     weights_.resize(total);
-    for (const Lookup& lookup : found_) {
-      const int64_t i = ends_[lookup.place]++;
-      rows_[i] = lookup.row;
-      weights_[i] = lookup.weight;
+    for (int64_t k = 0; k < total; ++k) {
+      const int64_t i = ends_[found_[k].place]++;
+      rows_[i] = found_[k].row;
+      if (weighted) weights_[i] = found_[k].weight;
     }
     const size_t values = ends_.size() * dim_;
     if (sums_.size() < values) sums_.resize(values);
@@ -95,6 +97,7 @@ class BagByGroups {
 
   const int64_t dim_;
   int64_t bag_ = -1;
+  int64_t total_ = 0;              // lookups of the bag
   std::vector<int64_t> place_of_;  // of each group, among those of the bag
   std::vector<int64_t> bag_of_;    // for which that is true
   std::vector<Lookup> found_;
@@ -119,7 +122,7 @@ bool SumByGroups(const Table<T>& table, const Bags<Id>& bags, const Accumulator<
   const int64_t readable = bags.End(last - 1);
   for (int64_t bag = first; bag < last; ++bag) {
     DivisorSum<Real> divisor(combiner);
-    groups.Begin(bag);
+    groups.Begin(bag, bags.End(bag) - bags.Begin(bag));
     for (int64_t k = bags.Begin(bag); k < bags.End(bag); ++k) {
       const int64_t ahead = k + kPrefetchDistance;
       if (ahead < readable && bags.IsRow(ahead, table.rows)) {
