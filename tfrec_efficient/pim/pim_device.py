@@ -306,7 +306,9 @@ class PimDevice:
     def trim(cls) -> "PimDevice":
         """TRiM at bank groups: 64 units over 8 ranks of DDR5; copy hot rows with `hot_ids`.
 
-        Each unit reads a burst of its bank group every `t_ccd_l` cycles, for which it is the bus.
+        Each unit reads a burst of its bank group every `t_ccd_l` cycles, and has an eighth of the
+        activations that a rank may make in `t_faw`. The idle energy of a rank is counted for each
+        of its eight units, which is too much.
         """
         bank_group = DramTimings(
             clock_ns=0.4166,
@@ -316,7 +318,7 @@ class PimDevice:
             t_rcd=40,
             t_rp=40,
             t_ras=77,
-            t_faw=160,
+            t_faw=8 * 32,
             t_rfc=708,
             t_refi=9360,
         )
@@ -333,7 +335,11 @@ class PimDevice:
 
     @classmethod
     def upmem(cls) -> "PimDevice":
-        """UPMEM: 2048 DPUs of 64 MB; each waits for its memory, and adds floats in software."""
+        """UPMEM: 2048 DPUs of 64 MB; each waits for its memory, and adds floats in software.
+
+        Reading n bytes takes 77 + n / 2 cycles of 350 MHz, as remembered of its measurements by
+        Gómez-Luna et al. (2021). Energies are rough.
+        """
         mram = DramTimings(
             clock_ns=1e3 / 350,
             burst_bytes=8,
