@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "custom_ops/casting/casting.h"
-#include "custom_ops/gather_reduce/row_reducer.h"
+#include "custom_ops/pim/grouped_reducer.h"
 #include "custom_ops/pim/partial_sums.h"
 #include "custom_ops/pim/placement.h"
 #include "custom_ops/pim/rank_events.h"
@@ -97,7 +97,7 @@ class PimGatherReduceOp final : public BagKernel<T, Id> {
     ParallelFor(ctx, feature.bags.count, lookups_per_bag * LookupCost<T>(table.dim),
                 [&](int64_t first, int64_t last) {
                   if (!SumByGroups(table, feature.bags, feature.weights, feature.combiner,
-                                   placement, reduce_, combine_, first, last, out)) {
+                                   placement, reduce_, first, last, out)) {
                     ok = false;
                   }
                 });
@@ -106,8 +106,7 @@ class PimGatherReduceOp final : public BagKernel<T, Id> {
     return this->Describe(ctx, fault, 0, feature, table.rows);
   }
 
-  const RowReducer<Stored> reduce_ = SelectRowReducer<Stored>(BestIsa());
-  const RowReducer<Weight> combine_ = SelectRowReducer<Weight>(BestIsa());
+  const GroupedReducer<Stored> reduce_ = SelectGroupedReducer<Stored>(BestIsa());
   PlacementOfOp placement_;
   HugePages huge_pages_;
 };

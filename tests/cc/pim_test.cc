@@ -8,7 +8,7 @@
 
 #include "custom_ops/casting/casting.h"
 #include "custom_ops/gather_reduce/gather_reduce.h"
-#include "custom_ops/gather_reduce/row_reducer.h"
+#include "custom_ops/pim/grouped_reducer.h"
 #include "custom_ops/pim/partial_sums.h"
 #include "custom_ops/pim/placement.h"
 #include "custom_ops/pim/rank_events.h"
@@ -99,7 +99,7 @@ template <typename T, typename Id>
 void TestSumsAreThoseOfTheGroups() {
   Rng rng(3);
   const std::vector<int64_t> hot = {1, 7, 30};
-  for (const int64_t dim : {1, 16, 33}) {
+  for (const int64_t dim : {1, 16, 33, 75}) {
     for (int trial = 0; trial < 4; ++trial) {
       const Typed<T, Id> problem(RandomTableProblem(&rng, {RandomShape(&rng, 6)}, 20, kRows, dim));
       const Feature<T, Id>& feature = problem.features()[0];
@@ -115,8 +115,7 @@ void TestSumsAreThoseOfTheGroups() {
           for (const auto& [first, last] : {std::pair<int64_t, int64_t>{cut, feature.bags.count},
                                             std::pair<int64_t, int64_t>{0, cut}}) {
             CHECK(SumByGroups(table, feature.bags, feature.weights, feature.combiner, placement,
-                              SelectRowReducer<T>(isa), SelectRowReducer<Accumulator<T>>(isa),
-                              first, last, actual.data()));
+                              SelectGroupedReducer<T>(isa), first, last, actual.data()));
           }
           CHECK(std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(T)) == 0, dim,
                 placement.groups(), static_cast<int>(isa));
@@ -137,8 +136,7 @@ void TestFaultsEndTheSum() {
     const Bags<int64_t> bags{ids.data(), 2, 1, nullptr, 2, false, 0};
     float out;
     CHECK(!SumByGroups(table, bags, weights, Combiner::kSum, Placement(2, 0, false),
-                       SelectRowReducer<float>(Isa::kPortable),
-                       SelectRowReducer<float>(Isa::kPortable), 0, 1, &out));
+                       SelectGroupedReducer<float>(Isa::kPortable), 0, 1, &out));
   }
 }
 
