@@ -217,6 +217,10 @@ def test_an_update_has_the_bits_of_row_update(implementation, rule):
 def test_what_reports_refuse(implementation):
     with pytest.raises(ValueError, match="`rule` must be one of .* Received: rule='magic'"):
         tfrec.ops.pim_reports((4, 16), "float32", [[1]], device=ROWS, rule="magic")
+    with pytest.raises(ValueError, match="`table_number` must be an integer, 0 or more"):
+        tfrec.ops.pim_gather_reduce(
+            tf.ones((4, 16)), [[1]], device=ROWS, table_number=0.5, with_report=False
+        )
     for ids, words in (([[4]], r"`ids\[0, 0\]=4`"), ([[-1]], "`ids"), ([[0.5]], "dtype int32")):
         with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=words):
             tfrec.ops.pim_reports((4, 16), "float32", ids, device=ROWS)

@@ -26,6 +26,15 @@ def test_a_preset_survives_json_and_says_where_its_figures_come_from(preset, tmp
     assert float(report.total_seconds) > 0
 
 
+def test_each_figure_has_its_source_or_is_called_assumed():
+    lines = tfrec.PimDevice.tensor_casting().describe().splitlines()
+    assert "ranks = 32: Tensor Casting, HPCA 2021, table I (quoted)" in lines
+    assert "alu_hz = 1000000000.0: assumed" in lines
+    assert any(line.startswith("dram.t_faw = 34: 819.2 GB/s over 32 ranks") for line in lines)
+    arguments = len(dataclasses.fields(tfrec.PimDevice)) - 3  # name, sources, dram
+    assert len(lines) == arguments + len(dataclasses.fields(tfrec.pim.DramTimings))
+
+
 def test_the_pool_of_tensor_casting_has_the_bandwidth_of_the_paper():
     device = tfrec.PimDevice.tensor_casting()
     assert device.bandwidth == pytest.approx(819.2e9, rel=0.01)  # a clock of .63 for .625 ns

@@ -139,6 +139,7 @@ def test_the_device_is_part_of_the_config():
         ({"device": "fast"}, "`device` must be a PimDevice. Received: device='fast'"),
         ({"rule": "magic"}, "`rule` must be one of .* Received: rule='magic'"),
         ({"hot_ids": [3, 1]}, r"`hot_ids` must be None or rising integers in `\[0, 10\)`"),
+        ({"table_number": -1}, "`table_number` must be an integer, 0 or more. Received: table_num"),
         ({"hot_ids": [10]}, r"Received: hot_ids=\[10\]"),
         ({"hot_ids": [0.5]}, r"Received: hot_ids=\[0.5\]"),
         ({"input_dim": None}, "`input_dim` must be a positive integer. Received: input_dim=None"),

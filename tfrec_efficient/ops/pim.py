@@ -20,6 +20,7 @@ from tfrec_efficient.ops._pim import reference
 from tfrec_efficient.ops._pim.counts import Device
 from tfrec_efficient.ops._pim.counts import Layout
 from tfrec_efficient.ops._pim.counts import backward_counts
+from tfrec_efficient.ops._pim.counts import check_table_number
 from tfrec_efficient.ops._pim.counts import forward_counts
 from tfrec_efficient.ops._pim.counts import layout_of
 from tfrec_efficient.ops._pim.counts import update_counts
@@ -97,6 +98,7 @@ def pim_gather_reduce(
             f'`combiner` must be "sum", "mean" or "sqrtn". Received: combiner={combiner!r}'
         )
     check_padding_id(padding_id)
+    check_table_number(table_number)
     table = as_table(table)
     hot_ids = _as_hot_ids(hot_ids)
     groups = device.ranks // device.slices

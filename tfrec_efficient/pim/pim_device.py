@@ -220,6 +220,18 @@ class PimDevice:
             host_joules=host_seconds * self.host_watts,
         )
 
+    def describe(self) -> str:
+        """A line for each figure, with its source, or the word that it is assumed."""
+        lines = []
+        for field in dataclasses.fields(self)[1:-1]:
+            source = self.sources.get(field.name, "assumed")
+            if field.name == "dram":
+                timings = dataclasses.asdict(self.dram)
+                lines += [f"dram.{name} = {value}: {source}" for name, value in timings.items()]
+            else:
+                lines.append(f"{field.name} = {getattr(self, field.name)}: {source}")
+        return "\n".join(lines)
+
     # ---- JSON.
 
     def to_json(self) -> str:

@@ -13,6 +13,7 @@ from tfrec_efficient.embedding._bag_layer import BagLayer
 from tfrec_efficient.embedding._bag_layer import check_sizes
 from tfrec_efficient.embedding._bags import values_of
 from tfrec_efficient.ops._pim.counts import COUNTERS
+from tfrec_efficient.ops._pim.counts import check_table_number
 from tfrec_efficient.ops.casting import cast_indices
 from tfrec_efficient.ops.gather_reduce import Combiner
 from tfrec_efficient.ops.pim import pim_gather_reduce
@@ -103,6 +104,7 @@ class PimEmbeddingBag(BagLayer):
             raise ValueError(f"`device` must be a PimDevice. Received: device={device!r}")
         if rule not in RULES:
             raise ValueError(f"`rule` must be one of {sorted(RULES)}. Received: rule={rule!r}")
+        check_table_number(table_number)
         _check_hot_ids(hot_ids, input_dim)
         self.device = device
         self.embeddings_initializer = keras.initializers.get(embeddings_initializer)

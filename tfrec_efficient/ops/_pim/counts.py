@@ -87,6 +87,14 @@ class Layout:
         }
 
 
+def check_table_number(table_number: Any) -> None:
+    """Raises ValueError unless it is an integer, 0 or more."""
+    if not isinstance(table_number, int) or table_number < 0:
+        raise ValueError(
+            f"`table_number` must be an integer, 0 or more. Received: table_number={table_number!r}"
+        )
+
+
 def layout_of(device: Device, shape: Sequence[int], dtype: Any, table_number: int = 0) -> Layout:
     """The layout of a table of `shape` and `dtype` in `device`; ValueError if it has none."""
     dtype = tf.as_dtype(dtype)
