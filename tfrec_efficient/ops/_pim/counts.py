@@ -103,10 +103,7 @@ def layout_of(device: Device, shape: Sequence[int], dtype: Any, table_number: in
         raise ValueError(
             f"`table` must have a static shape to be counted. Received: shape {tuple(shape)}"
         )
-    if not isinstance(table_number, int) or table_number < 0:
-        raise ValueError(
-            f"`table_number` must be an integer, 0 or more. Received: table_number={table_number!r}"
-        )
+    check_table_number(table_number)
     columns = max(1, -(-dim // device.slices))
     if columns * dtype.size < device.burst_bytes and device.slices > 1 and not device.pads_slices:
         raise ValueError(
