@@ -223,7 +223,7 @@ class CachedEmbedding(BagLayer):
             )
 
     def call(self, ids: Any, weights: Any = None, training: bool | None = None) -> Any:
-        if training:
+        if training is not False:  # None in a model that passes it to no layer
             self._refuse_loss_scale()
         if self.vocabulary is not None:
             ids = self._rows_of(ids, bool(training))
