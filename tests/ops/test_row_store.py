@@ -250,6 +250,14 @@ def test_a_folder_without_a_table_is_refused(tmp_path):
         make(tmp_path / "table", rows=None)
 
 
+def test_a_table_is_closed_while_a_graph_of_tensorflow_1_is_built(tmp_path):
+    table = make(tmp_path / "table")[0]
+    with tf.Graph().as_default():
+        table.close()
+    with pytest.raises(tf.errors.FailedPreconditionError, match="The table must be open"):
+        table.stats()
+
+
 def test_a_closed_table_says_so(tmp_path):
     table, slab = make(tmp_path / "table")
     _, lease = table.lookup(tf.constant([1], tf.int64))

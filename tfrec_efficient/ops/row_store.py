@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -212,7 +213,18 @@ class CachedTable:
 
     def close(self) -> None:
         """Closes the store, at its last checkpoint; it may be closed already."""
-        with contextlib.suppress(tf.errors.FailedPreconditionError), tf.init_scope():
+        with tf.init_scope():
+            is_eager = tf.executing_eagerly()
+            if is_eager:
+                self._close()
+        if not is_eager:
+            # Collected while a graph of TensorFlow 1 is the default one, which is that of a thread.
+            thread = threading.Thread(target=self._close)
+            thread.start()
+            thread.join()
+
+    def _close(self) -> None:
+        with contextlib.suppress(tf.errors.FailedPreconditionError):
             _native().tfrec_efficient_cached_table_close(**self._handles())
 
 
