@@ -15,6 +15,7 @@ USES = {
     "coreset": {"ops"},
     "data": {"ops"},
     "embedding": {"ops"},
+    "llm": {"embedding"},
     "optimizers": {"ops"},
     "pim": {"ops", "embedding"},
     "sampling": set(),

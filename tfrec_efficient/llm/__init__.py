@@ -1,0 +1,1 @@
+"""Collaborative knowledge for a frozen language model."""

@@ -1,0 +1,441 @@
+"""`CFLLMRecommender`: a frozen language model that is told what similar users did (stage 2)."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfrec_efficient.embedding.embedding_bag import EmbeddingBag
+from tfrec_efficient.llm.answers import Answer
+from tfrec_efficient.llm.answers import CandidateLikelihood
+from tfrec_efficient.llm.cf_projection import CFProjection
+from tfrec_efficient.llm.prompt import RecommendationPrompt
+
+
+@keras.saving.register_keras_serializable(package="tfrec_efficient")
+class CFLLMRecommender(keras.Model):
+    """Ranks candidates by a frozen language model that sees collaborative knowledge (stage 2).
+
+    A prompt names a user's latest items and, with most answers, the candidates. Soft tokens follow
+    the titles, and one stands for the user: `CFProjection` makes them of the item vectors of
+    `CFAligner` and of the CF backbone's state of the user. Only the two projections, and what the
+    answer needs, are trained; the gradient goes through the language model and changes nothing.
+
+    With `cf_scores`, what the backbone itself thinks of a candidate is added to the score:
+
+        `score = score of the language model + a x . E + b x . r`
+
+    with the backbone's state `x` and item vector `E`, and with the place `r` of the item's text in
+    the backbone's space. `a` starts at 1 and `b` at 0; both learn, but with answers that are
+    trained on titles, which see no scores. A small language model then need only learn what the
+    backbone gets wrong.
+
+    Without `cf_backbone` and `item_vectors`, and with a template that has no `{user}`, it is a
+    text-only recommender; with `lora_rank` in the language model, one in the manner of TALLRec.
+
+    Args:
+        language_model: `SoftPromptLM`.
+        prompt: `RecommendationPrompt` over the same tokenizer.
+        answer: `CandidateLikelihood`, `Verbalizer`, `RetrievalHead` or `TitleGeneration`.
+            Defaults to `CandidateLikelihood()`.
+        cf_backbone: A trained `CFBackbone`, which is frozen, or None. Defaults to None.
+        item_vectors: Array of shape `(item_count + 1, d)`, row 0 for the padding, as
+            `CFAligner.item_vectors` gives, or None. It is not trained. Defaults to None.
+        text_cf_vectors: Array of shape `(item_count + 1, backbone.width)`, as
+            `CFAligner.cf_vectors_of_texts` gives, or None. Defaults to None.
+        cf_scores: bool. Whether the backbone's scores are added. Defaults to False.
+        end_token_id: int or None. The token that ends an answer. None asks the tokenizer.
+            Defaults to None.
+        faithful: bool. Keeps the size of the projections' outputs and the dropout of the frozen
+            backbone in training, as the authors' code does. Defaults to False.
+        **kwargs: Arguments of `keras.Model`.
+
+    Call arguments:
+        inputs: dict of `"history"` `(batch, max_length)`, item ids padded with 0 on the left, and
+            `"candidates"` `(batch, candidates)`, padded with 0. `fit` and `evaluate` take the place
+            of the right candidate as targets of shape `(batch,)`.
+
+    Raises:
+        ValueError: The arguments do not fit each other.
+        tf.errors.InvalidArgumentError: An id is out of range, a target is none of the candidates,
+            or a prompt is longer than the language model reads.
+
+    References:
+        - Kim et al., "Large Language Models meet Collaborative Filtering", KDD 2024, section 4.2.
+          Added scores, and answers other than `TitleGeneration`, are not in it.
+    """
+
+    def __init__(
+        self,
+        language_model: Any,
+        prompt: RecommendationPrompt,
+        answer: Answer | None = None,
+        cf_backbone: Any = None,
+        item_vectors: Any = None,
+        text_cf_vectors: Any = None,
+        cf_scores: bool = False,
+        end_token_id: int | None = None,
+        faithful: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.language_model = language_model
+        self.prompt = prompt
+        self.cf_backbone = cf_backbone
+        self.cf_scores = cf_scores
+        self.faithful = faithful
+        self.end_token_id = _end_token_id(language_model, end_token_id)
+        self._check(item_vectors, text_cf_vectors)
+        if cf_backbone is not None:
+            cf_backbone.trainable = False
+        self.item_table = self._frozen_table("item_vectors", item_vectors)
+        self.text_table = self._frozen_table("text_cf_vectors", text_cf_vectors)
+        rms = None if faithful else language_model.embedding_rms
+        self.user_projection = self.item_projection = None
+        if prompt.has_user:
+            self.user_projection = CFProjection(
+                language_model.width, "leaky_relu", rms, name="user_projection"
+            )
+            self.user_projection.build((None, cf_backbone.width))
+        if prompt.item_tokens:
+            self.item_projection = CFProjection(
+                language_model.width, "gelu", rms, name="item_projection"
+            )
+            self.item_projection.build((None, None, self.item_table.output_dim))
+        self.cf_weights = None
+        if cf_scores:
+            self.cf_weights = self.add_weight(
+                name="cf_weights", shape=(2,), initializer=_first_alone, dtype="float32"
+            )
+        self.answer = CandidateLikelihood() if answer is None else answer
+        self.answer.prepare(self)
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.hits = keras.metrics.SparseCategoricalAccuracy(name="hit_at_1")
+        self.built = True
+
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        inputs = _as_inputs(inputs)
+        scores = self.answer.scores(self, inputs, training) + self._added(inputs)
+        # Padding never wins.
+        return tf.where(inputs["candidates"] > 0, scores, scores.dtype.min)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        inputs, target = _as_row_and_target(data)
+        with tf.GradientTape() as tape:
+            losses = self.answer.losses(self, inputs, target, self._added(inputs), True)
+            loss = tf.reduce_mean(losses)
+            # Gradients of replicas are summed.
+            shared = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = self.optimizer.scale_loss(shared)
+        weights = self.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+        self.loss_tracker.update_state(loss, sample_weight=tf.shape(target)[0])
+        return {"loss": self.loss_tracker.result()}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        inputs, target = _as_row_and_target(data)
+        losses = self.answer.losses(self, inputs, target, self._added(inputs), False)
+        self.loss_tracker.update_state(losses)
+        self.hits.update_state(target, self(inputs, training=False))
+        return {"loss": self.loss_tracker.result(), "hit_at_1": self.hits.result()}
+
+    @property
+    def metrics(self) -> list[Any]:
+        return [self.loss_tracker, self.hits]
+
+    def recommend(
+        self, history: npt.ArrayLike, k: int = 20, candidates: npt.ArrayLike | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Ranks candidates, or those that the CF backbone proposes.
+
+        Args:
+            history: Integers of shape `(batch, max_length)`, padded with 0 on the left.
+            k: int. How many candidates the backbone proposes: its top-k of the items that are not
+                in the history. Not used with `candidates`. Defaults to 20.
+            candidates: Integers of shape `(batch, candidates)`, or None. Defaults to None.
+
+        Returns:
+            Item ids and their scores, both of shape `(batch, candidates)`, best first.
+
+        Raises:
+            ValueError: There are neither candidates nor a backbone to propose them.
+        """
+        history = np.asarray(history, np.int64)
+        if candidates is None:
+            if self.cf_backbone is None:
+                raise ValueError(
+                    "`candidates` must be given where no CF backbone proposes them. "
+                    "Received: candidates=None"
+                )
+            candidates = self.cf_backbone.top_k(history, k)[0]
+        candidates = np.asarray(candidates, np.int64)
+        scores = self({"history": history, "candidates": candidates}).numpy()
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return (
+            np.take_along_axis(candidates, order, axis=1),
+            np.take_along_axis(scores, order, axis=1),
+        )
+
+    def generate(self, history: Any, candidates: Any = None, max_tokens: int = 48) -> list[str]:
+        """Lets the language model write an answer to each prompt, greedily.
+
+        Args:
+            history: Integers of shape `(batch, max_length)`, padded with 0 on the left.
+            candidates: Integers of shape `(batch, candidates)`, where the prompt lists them.
+                Defaults to None.
+            max_tokens: int. The longest answer, in tokens. Defaults to 48.
+
+        Returns:
+            A string for each row.
+        """
+        rows = tf.convert_to_tensor(history)
+        inputs = {"history": rows, "candidates": candidates}
+        prompts, soft_tokens = self.prompts(inputs, False)
+        return [
+            self.language_model.tokenizer.detokenize(
+                self._write(prompts[row], soft_tokens[row], max_tokens)
+            )
+            for row in range(rows.shape[0])
+        ]
+
+    def export_scores(self, path: str) -> None:
+        """Writes a SavedModel whose signature `serve` scores candidates, language model included.
+
+        It takes `history` `(batch, max_length)` and `candidates` `(batch, candidates)`, both int64
+        and of any sizes, and returns scores of shape `(batch, candidates)`.
+
+        Args:
+            path: Folder to write to.
+
+        Raises:
+            ValueError: The answer is a `TitleGeneration`, which needs Python.
+        """
+        if type(self.answer).__name__ == "TitleGeneration":
+            raise ValueError("`answer` must score without Python. Received: TitleGeneration")
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        archive.track(self.language_model.causal_lm)
+        archive.add_endpoint(
+            "serve",
+            lambda history, candidates: self({"history": history, "candidates": candidates}),
+            input_signature=[
+                tf.TensorSpec([None, None], tf.int64, "history"),
+                tf.TensorSpec([None, None], tf.int64, "candidates"),
+            ],
+        )
+        archive.write_out(path, verbose=False)
+
+    # What answers use.
+
+    def prompts(self, inputs: Any, training: bool) -> tuple[tf.RaggedTensor, tf.Tensor]:
+        """Token ids `(batch, (tokens))` and soft tokens `(batch, slots, width)` of each row."""
+        history = inputs["history"]
+        shown = self.prompt.shown(history)
+        batch = tf.shape(shown)[0]
+        tokens = self.prompt.token_ids(history, inputs["candidates"])
+        width = self.language_model.width
+        user = tf.zeros([batch, 1, width])
+        if self.user_projection is not None:
+            state = self.user_state(history, training and self.faithful)
+            user = tf.cast(self.user_projection(state)[:, tf.newaxis], tf.float32)
+        if self.item_projection is None:
+            return tokens, user
+        items = shown
+        if self.prompt.lists_candidates:
+            listed = tf.cast(inputs["candidates"], shown.dtype)
+            items = tf.concat([shown, listed], axis=1)
+        projected = tf.cast(self.item_projection(self.item_table(items)), tf.float32)
+        return tokens, tf.concat([user, projected], axis=1)
+
+    def hidden(
+        self, tokens: tf.RaggedTensor, soft_tokens: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Hidden states `(batch, length, width)` and which of them are no padding."""
+        lengths = tokens.row_lengths()
+        limit = self.language_model.context_length
+        checks = []
+        if limit is not None:
+            checks.append(
+                tf.debugging.assert_less_equal(
+                    tf.reduce_max(lengths),
+                    tf.constant(limit, tf.int64),
+                    f"A prompt with its answer must have at most {limit} tokens, which the "
+                    "language model reads; show less history, or fewer candidates",
+                )
+            )
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            dense = tokens.to_tensor()
+        mask = tf.sequence_mask(lengths, tf.shape(dense)[1])
+        return self.language_model.hidden(self.language_model.embed(dense, soft_tokens), mask), mask
+
+    def last_hidden(self, tokens: tf.RaggedTensor, soft_tokens: tf.Tensor) -> tf.Tensor:
+        """The hidden state at the last token of each row, `(batch, width)`."""
+        hidden, _ = self.hidden(tokens, soft_tokens)
+        return tf.gather(hidden, tokens.row_lengths() - 1, batch_dims=1)
+
+    def user_state(self, history: Any, training: bool = False) -> tf.Tensor:
+        """The frozen backbone's state of each user, `(batch, d)`."""
+        state = self.cf_backbone.user_state(history, training=training)
+        return tf.cast(tf.stop_gradient(state), tf.float32)
+
+    def first_token(self, text: str, follows: str) -> int:
+        """The first token of a text."""
+        return int(self.language_model.tokenizer.tokenize([text])[0][0])
+
+    def _added(self, inputs: Any) -> tf.Tensor:
+        candidates = inputs["candidates"]
+        if self.cf_weights is None:
+            return tf.zeros(tf.shape(candidates), tf.float32)
+        state = self.user_state(inputs["history"])
+        vectors = self.cf_backbone.item_vectors(candidates)
+        added = self.cf_weights[0] * _products(state, vectors)
+        if self.text_table is not None:
+            added += self.cf_weights[1] * _products(state, self.text_table(candidates))
+        return added
+
+    def _write(self, prompt: tf.Tensor, soft_tokens: tf.Tensor, max_tokens: int) -> list[int]:
+        model = self.language_model
+        start = int(prompt.shape[0])
+        embedded = model.embed(prompt[tf.newaxis], soft_tokens[tf.newaxis])
+        hidden, cache = model.prefill(embedded, capacity=start + max_tokens)
+        written: list[int] = []
+        while True:
+            token = int(tf.argmax(model.logits(hidden[:, -1]), axis=-1)[0])
+            if token == self.end_token_id or len(written) == max_tokens:
+                return written
+            written.append(token)
+            hidden, cache = model.decode(
+                model.embed(tf.constant([[token]])), cache, start + len(written) - 1
+            )
+
+    def _check(self, item_vectors: Any, text_cf_vectors: Any) -> None:
+        needs = {
+            "cf_backbone": (
+                self.cf_backbone,
+                [("{user} in the template", self.prompt.has_user), ("cf_scores", self.cf_scores)],
+            ),
+            "item_vectors": (
+                item_vectors,
+                [("item tokens in the prompt", self.prompt.item_tokens)],
+            ),
+        }
+        for name, (value, reasons) in needs.items():
+            for reason, holds in reasons:
+                if holds and value is None:
+                    raise ValueError(f"`{name}` must be given with {reason}. Received: None")
+        count = self.prompt.item_count
+        if self.cf_backbone is not None and self.cf_backbone.item_count != count:
+            raise ValueError(
+                f"`cf_backbone` must know the {count} items of `prompt`. "
+                f"Received: item_count={self.cf_backbone.item_count}"
+            )
+        if text_cf_vectors is not None and not self.cf_scores:
+            raise ValueError(
+                "`text_cf_vectors` must come with `cf_scores=True`. Received: cf_scores=False"
+            )
+        for name, table in (("item_vectors", item_vectors), ("text_cf_vectors", text_cf_vectors)):
+            if table is None:
+                continue
+            shape = np.shape(table)
+            if len(shape) != 2 or shape[0] != count + 1:
+                raise ValueError(
+                    f"`{name}` must have the shape ({count + 1}, d), row 0 for the padding. "
+                    f"Received: shape {shape}"
+                )
+        if text_cf_vectors is not None and shape[1] != self.cf_backbone.width:
+            raise ValueError(
+                f"`text_cf_vectors` must be as wide as the backbone, {self.cf_backbone.width}. "
+                f"Received: shape {shape}"
+            )
+
+    def _frozen_table(self, name: str, vectors: Any) -> EmbeddingBag | None:
+        if vectors is None:
+            return None
+        vectors = np.asarray(vectors, np.float32)
+        return EmbeddingBag(
+            *vectors.shape, combiner=None, padding_id=0, trainable=False, weights=vectors, name=name
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        serialize = keras.saving.serialize_keras_object
+        config.update(
+            language_model=serialize(self.language_model),
+            prompt=self.prompt.get_config(),
+            answer=serialize(self.answer),
+            cf_backbone=None if self.cf_backbone is None else serialize(self.cf_backbone),
+            item_vectors=_shape(self.item_table),
+            text_cf_vectors=_shape(self.text_table),
+            cf_scores=self.cf_scores,
+            end_token_id=self.end_token_id,
+            faithful=self.faithful,
+        )
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        config = dict(config)
+        for name in ("language_model", "answer", "cf_backbone"):
+            if isinstance(config[name], dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects)
+        config["prompt"] = RecommendationPrompt(
+            config["language_model"].tokenizer, **config["prompt"]
+        )
+        # The values are weights of the file, and come after.
+        for name in ("item_vectors", "text_cf_vectors"):
+            if config[name] is not None:
+                config[name] = np.zeros(config[name], np.float32)
+        return cls(**config)
+
+
+def _products(state: tf.Tensor, vectors: Any) -> tf.Tensor:
+    return tf.einsum("bd,bcd->bc", state, tf.cast(vectors, tf.float32))
+
+
+def _shape(table: EmbeddingBag | None) -> list[int] | None:
+    return None if table is None else [table.input_dim, table.output_dim]
+
+
+@keras.saving.register_keras_serializable(package="tfrec_efficient")
+def _first_alone(shape: Any, dtype: Any = None) -> Any:
+    return tf.constant([1.0, 0.0], dtype)
+
+
+def _end_token_id(language_model: Any, end_token_id: int | None) -> int:
+    if end_token_id is None:
+        end_token_id = getattr(language_model.tokenizer, "end_token_id", None)
+    if end_token_id is None or not 0 <= end_token_id < language_model.vocabulary_size:
+        raise ValueError(
+            "`end_token_id` must be a token of the language model. "
+            f"Received: end_token_id={end_token_id}"
+        )
+    return int(end_token_id)
+
+
+def _as_inputs(inputs: Any) -> dict[str, tf.Tensor]:
+    if not isinstance(inputs, dict) or not {"history", "candidates"} <= set(inputs):
+        received = sorted(inputs) if isinstance(inputs, dict) else type(inputs).__name__
+        raise ValueError(
+            f'`inputs` must be a dict of "history" and "candidates". Received: {received}'
+        )
+    return {name: tf.convert_to_tensor(inputs[name]) for name in ("history", "candidates")}
+
+
+def _as_row_and_target(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+    inputs, target, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if target is None or sample_weight is not None:
+        raise ValueError(
+            "`fit` must get targets, the places of the right candidates, and no sample weights. "
+            f"Received: targets={target}, sample weights={sample_weight}"
+        )
+    inputs, target = _as_inputs(inputs), tf.cast(tf.convert_to_tensor(target), tf.int64)
+    count = tf.shape(inputs["candidates"], tf.int64)[1]
+    message = "targets must be places of the candidates"
+    checks = [
+        tf.debugging.assert_less(target, count, message),
+        tf.debugging.assert_greater_equal(target, tf.constant(0, tf.int64), message),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):
+        return inputs, tf.identity(target)
