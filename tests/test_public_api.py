@@ -23,6 +23,7 @@ def run(code, **environment):
 def test_the_names_of_the_house():
     public = {name for name in vars(tfrec) if not name.startswith("_")}
     assert public - {"version", "testing"} == {
+        "CFProjection",
         "CachedEmbedding",
         "EmbeddingBag",
         "EmbeddingBagCollection",
@@ -32,6 +33,7 @@ def test_the_names_of_the_house():
         "coreset",
         "data",
         "embedding",
+        "llm",
         "ops",
         "optimizers",
         "pim",

@@ -11,6 +11,8 @@ What lies where, in the order in which data flows:
 - `EmbeddingBagCollection`: many features and tables in one op.
 - `CachedEmbedding`: a table larger than memory, in files, with the rows in use in memory.
 - `embedding`: all of these layers, and what belongs to them.
+- `CFProjection`: a Keras layer from collaborative-filtering vectors to tokens of a language model.
+- `llm`: that, CF backbones, and a frozen language model that ranks by both.
 - `optimizers`: Keras optimizers that update only the rows of a table that have a gradient.
 - `PimDevice`: a processing-in-memory device, to emulate.
 - `pim`: that, its reports, a layer that runs on it, and a planner.
@@ -30,6 +32,7 @@ if _keras.backend.backend() != "tensorflow":
 from tfrec_efficient import coreset as coreset
 from tfrec_efficient import data as data
 from tfrec_efficient import embedding as embedding
+from tfrec_efficient import llm as llm
 from tfrec_efficient import ops as ops
 from tfrec_efficient import optimizers as optimizers
 from tfrec_efficient import pim as pim
@@ -40,6 +43,7 @@ from tfrec_efficient.embedding.embedding_bag import EmbeddingBag as EmbeddingBag
 from tfrec_efficient.embedding.embedding_bag_collection import (
     EmbeddingBagCollection as EmbeddingBagCollection,
 )
+from tfrec_efficient.llm.cf_projection import CFProjection as CFProjection
 from tfrec_efficient.pim.pim_device import PimDevice as PimDevice
 from tfrec_efficient.sampling.selectors.recency_bias import RecencyBias as RecencyBias
 from tfrec_efficient.version import __version__ as __version__

@@ -59,7 +59,7 @@ class CandidateQuestions:
 
     @classmethod
     def draw(
-        cls, sequences: Any, item_count: int, max_length: int, negatives: int = 19, seed: int = 0
+        cls, sequences: Any, item_count: int, max_length: int, negatives: int = 19, seed: Any = 0
     ) -> "CandidateQuestions":
         """Asks for the last item of each sequence among uniform negatives.
 
@@ -70,7 +70,7 @@ class CandidateQuestions:
             max_length: int. Histories are cut to their latest items.
             negatives: int. Wrong candidates, drawn without repetition from the items that are not
                 in the sequence. Defaults to 19.
-            seed: int. Defaults to 0.
+            seed: int, or list of int. Defaults to 0.
 
         Raises:
             ValueError: A size is no positive integer; a sequence has fewer than two items, an id
