@@ -19,6 +19,10 @@ class PlacementOfOp {
     TF_RETURN_IF_ERROR(ctx->GetAttr("groups", &groups_));
     TF_RETURN_IF_ERROR(ctx->GetAttr("first_group", &first_group_));
     TF_RETURN_IF_ERROR(ctx->GetAttr("by_table", &by_table_));
+    if (groups_ > kMostGroups) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("`groups` must be at most ", kMostGroups, ". Received: ", groups_));
+    }
     if (first_group_ < groups_) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("`first_group` must be in `[0, ", groups_, ")`. Received: ", first_group_));
@@ -38,6 +42,9 @@ class PlacementOfOp {
   }
 
  private:
+  // Each of the threads that sum has two arrays of as many, and each group arrays of its own.
+  static constexpr int64_t kMostGroups = int64_t{1} << 20;
+
   int64_t groups_ = 1;
   int64_t first_group_ = 0;
   bool by_table_ = false;
@@ -139,6 +146,10 @@ class PimEventsOp final : public BagKernel<float, Id> {
     }
     const float* const no_weights = nullptr;
     const int64_t row_count = rows.flat<int64_t>()(0);
+    if (row_count < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("`rows` must be 0 or more. Received: ", row_count));
+    }
     const Fault fault = FindFault(bags, row_count, no_weights);
     if (fault.kind != Fault::kNone) return this->Describe(ctx, fault, 0, features[0], row_count);
     const Tensor& hot_ids = ctx->input(ctx->num_inputs() - 2);

@@ -4,6 +4,7 @@
 #define TFREC_CUSTOM_OPS_PIM_RANK_EVENTS_H_
 
 #include <cstdint>
+#include <unordered_map>
 #include <vector>
 
 #include "custom_ops/casting/casting.h"
@@ -27,20 +28,42 @@ struct RankEvents {
   // Update: each row is read and written once.
   int64_t rows = 0;
   int64_t row_activations = 0;
+  int64_t home_rows = 0;  // of them, without those that are copies
 };
 inline constexpr int kEventKinds = sizeof(RankEvents) / sizeof(int64_t);
 
-// The open page of each bank of one rank, and the rows in the cache beside it. All banks are closed
-// and the cache is empty in the beginning.
+// What was last seen at each of `count` places: -1 in the beginning. A device may be said to have
+// more places than this machine has memory, so that of many places only those are held that are
+// used.
+class LastSeen {
+ public:
+  LastSeen(int64_t count, int64_t most_in_array) : count_(count) {
+    if (count <= most_in_array) array_.assign(count, -1);
+  }
+  int64_t& At(int64_t number) {
+    const int64_t place = number % count_;
+    return array_.empty() ? used_.try_emplace(place, -1).first->second : array_[place];
+  }
+
+ private:
+  int64_t count_;
+  std::vector<int64_t> array_;
+  std::unordered_map<int64_t, int64_t> used_;
+};
+
+// The open page of each bank of one rank of so many, and the rows in the cache beside it. All banks
+// are closed and the cache is empty in the beginning.
 class OpenPages {
  public:
-  explicit OpenPages(const RankMemory& memory)
-      : memory_(memory), open_(memory.banks, -1), cache_(memory.cached_rows, -1) {}
+  explicit OpenPages(const RankMemory& memory, int64_t ranks = 1)
+      : memory_(memory),
+        open_(memory.banks, kPlacesInArrays / ranks),
+        cache_(memory.cached_rows, kPlacesInArrays / ranks) {}
 
   // Whether the cache has the row. It takes the row in, in the one place where it may lie.
   bool IsCached(int64_t row) {
-    if (cache_.empty()) return false;
-    int64_t& place = cache_[row % memory_.cached_rows];
+    if (memory_.cached_rows == 0) return false;
+    int64_t& place = cache_.At(row);
     const bool hit = place == row;
     place = row;
     return hit;
@@ -48,16 +71,18 @@ class OpenPages {
   // Pages that have to be opened to access the row: neighbouring pages are in different banks.
   int64_t Open(int64_t row) {
     const int64_t page = row / memory_.rows_per_page;
-    int64_t& open = open_[page % memory_.banks];
+    int64_t& open = open_.At(page);
     if (open == page) return 0;
     open = page;
     return memory_.pages_per_row;
   }
 
  private:
+  static constexpr int64_t kPlacesInArrays = int64_t{1} << 22;  // 32 MiB
+
   const RankMemory memory_;
-  std::vector<int64_t> open_;
-  std::vector<int64_t> cache_;
+  LastSeen open_;
+  LastSeen cache_;
 };
 
 // Adds what the forward pass does to `events`, which has an entry for each group. The ids must be
@@ -65,7 +90,7 @@ class OpenPages {
 template <typename Id>
 void CountForward(const Bags<Id>& bags, const Placement& placement, const RankMemory& memory,
                   RankEvents* events) {
-  std::vector<OpenPages> pages(placement.groups(), OpenPages(memory));
+  std::vector<OpenPages> pages(placement.groups(), OpenPages(memory, placement.groups()));
   std::vector<int64_t> last_bag(placement.groups(), -1);
   for (int64_t bag = 0; bags.lookups > 0 && bag < bags.count; ++bag) {
     for (int64_t k = bags.Begin(bag); k < bags.End(bag); ++k) {
@@ -105,8 +130,8 @@ void CountBackward(const Bags<Id>& bags, const Casting& casting, const Placement
       last_bag[group] = bag_of[k];
     });
   }
-  std::vector<OpenPages> gradients(placement.groups(), OpenPages(memory));
-  std::vector<OpenPages> rows(placement.groups(), OpenPages(memory));
+  std::vector<OpenPages> gradients(placement.groups(), OpenPages(memory, placement.groups()));
+  std::vector<OpenPages> rows(placement.groups(), OpenPages(memory, placement.groups()));
   for (int64_t i = 0; i < casting.count; ++i) {
     const int64_t id = casting.Id(i);
     const int64_t bag = bag_of[casting.Position(i)];
@@ -122,6 +147,7 @@ void CountBackward(const Bags<Id>& bags, const Casting& casting, const Placement
       }
       if (!is_first) return;
       ++of_group.rows;
+      of_group.home_rows += group == placement.HomeOf(id);
       of_group.row_activations += rows[group].Open(row);
     });
   }

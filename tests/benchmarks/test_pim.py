@@ -56,6 +56,11 @@ def test_a_design_cell_has_measured_parts_and_modelled_ones(run):
     assert record["speedup"]["baseline_cpu"] == [1, 1, 1]
     assert record["device_reports"]["forward"]["counts"]["lookups"] == 2 * 8 * 3 * 4  # slices
     assert "casted_nmp" in printed
+    host = {part: figures["median"] for part, figures in record["host_parts_ms"].items()}
+    tables = host["forward"] + host["expand_coalesce"] + host["scatter"]
+    reports = record["device_reports"]
+    device = 1e3 * sum(reports[k]["seconds"]["total"] for k in ("forward", "backward", "update"))
+    assert f"{tables / device:.1f}x with sorting done ahead" in printed.split("casted_nmp")[1]
     assert "host, measured: dense" in printed
     again, _ = run("RM1_1024")
     assert again == printed.replace("-- RM1_1024\n", "")

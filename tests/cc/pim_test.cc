@@ -164,6 +164,25 @@ void TestARowHasOnePlaceInTheCache() {
   CHECK(!none.IsCached(1));
 }
 
+void TestPlacesAreHeldOnlyWhereTheyAreUsed() {
+  const int64_t vast = int64_t{1} << 62;
+  OpenPages pages(RankMemory{1, 1, vast, vast});
+  const int64_t rows[] = {0, 1, 0, vast - 1, vast - 1};
+  const bool known[] = {false, false, true, false, true};
+  for (int i = 0; i < 5; ++i) {
+    CHECK_EQ(pages.IsCached(rows[i]), known[i]);
+    CHECK_EQ(pages.Open(rows[i]), known[i] ? 0 : 1);
+  }
+  // As an array has them.
+  OpenPages array(RankMemory{2, 1, 3, 5}), used(RankMemory{2, 1, 3, 5}, int64_t{1} << 22);
+  Rng rng(9);
+  for (int i = 0; i < 1000; ++i) {
+    const int64_t row = Below(&rng, 40);
+    CHECK_EQ(array.IsCached(row), used.IsCached(row));
+    CHECK_EQ(array.Open(row), used.Open(row));
+  }
+}
+
 template <typename Id>
 void TestEventsAddUpToTheLookups() {
   Rng rng(5);
@@ -183,6 +202,7 @@ void TestEventsAddUpToTheLookups() {
       for (const RankEvents& of_group : events) {
         sum.lookups += of_group.lookups;
         sum.rows += of_group.rows;
+        sum.home_rows += of_group.home_rows;
         sum.gradient_lookups += of_group.gradient_lookups;
         CHECK(of_group.bags <= of_group.lookups);
         CHECK(of_group.cache_hits + of_group.activations <= of_group.lookups);
@@ -191,15 +211,19 @@ void TestEventsAddUpToTheLookups() {
         CHECK(of_group.row_activations <= of_group.rows);
         CHECK(memory.cached_rows > 0 || of_group.cache_hits == 0);
       }
-      int64_t copies = 0, rows = 0;
+      int64_t copies = 0, rows = 0, unique = 0;
       for (int64_t i = 0; i < casting.count; ++i) {
         const int64_t everywhere = placement.IsHot(casting.Id(i)) ? placement.groups() : 1;
         copies += everywhere;
-        if (i == 0 || casting.Id(i) != casting.Id(i - 1)) rows += everywhere;
+        if (i == 0 || casting.Id(i) != casting.Id(i - 1)) {
+          rows += everywhere;
+          ++unique;
+        }
       }
       CHECK_EQ(sum.lookups, casting.count);
       CHECK_EQ(sum.gradient_lookups, copies);
       CHECK_EQ(sum.rows, rows);
+      CHECK_EQ(sum.home_rows, unique);
     }
   }
 }
@@ -217,6 +241,7 @@ int main() {
   tfrec::TestFaultsEndTheSum();
   tfrec::TestPagesStayOpenUntilAnotherOfTheBankIsNeeded();
   tfrec::TestARowHasOnePlaceInTheCache();
+  tfrec::TestPlacesAreHeldOnlyWhereTheyAreUsed();
   tfrec::TestEventsAddUpToTheLookups<int64_t>();
   tfrec::TestEventsAddUpToTheLookups<int32_t>();
 }

@@ -214,6 +214,71 @@ def test_an_update_has_the_bits_of_row_update(implementation, rule):
     assert silent is None
 
 
+def test_an_update_that_is_refused_changes_nothing(implementation):
+    gradient = tf.IndexedSlices(tf.ones((1, 16)), tf.constant([1]))
+    table = tf.Variable(tf.ones((4, 16)))
+    narrow = dataclasses.replace(COLUMNS, pads_slices=False)
+    for device, arguments, words in (
+        (narrow, {}, "slices of 64 bytes or more"),
+        (ROWS, {"hot_ids": [2, 1]}, r"`hot_ids` must rise and not be negative. Received: `hot_ids"),
+        (ROWS, {"hot_ids": [2, 1], "with_report": False}, "`hot_ids` must rise"),
+        (ROWS, {"table_number": -1, "with_report": False}, "`table_number` must be an integer"),
+    ):
+        with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=words):
+            tfrec.ops.pim_scatter_update(table, gradient, "sgd", 1.0, device=device, **arguments)
+        np.testing.assert_array_equal(table, tf.ones((4, 16)))
+    cube = tf.Variable(tf.ones((4, 2, 8)))
+    gradient = tf.IndexedSlices(tf.ones((1, 2, 8)), tf.constant([1]))
+    with pytest.raises(ValueError, match="`table` must have rank 2"):
+        tfrec.ops.pim_scatter_update(cube, gradient, "sgd", 1.0, device=ROWS)
+    np.testing.assert_array_equal(cube, tf.ones((4, 2, 8)))
+
+
+@pytest.mark.parametrize("device", [tfrec.PimDevice("one", ranks=1), TABLES])
+def test_hot_ids_rise_whatever_the_placement(implementation, device):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`hot_ids` must rise and not be"):
+        tfrec.ops.pim_gather_reduce(
+            tf.ones((4, 16)), [[1]], device=device, hot_ids=[2, 1], with_report=False
+        )
+
+
+def test_a_device_may_have_more_places_than_this_machine_has_memory(implementation):
+    ids = np.random.default_rng(0).integers(0, 100, (9, 4))
+    vast = tfrec.PimDevice(
+        "vast", 3, cache_bytes=1 << 40, dram=tfrec.pim.DramTimings(banks=1 << 20, page_bytes=64)
+    )
+    forward, backward, _ = tfrec.ops.pim_reports((100, 16), "float32", ids, device=vast)
+    unique = len(np.unique(ids))
+    assert int(tf.reduce_sum(forward.cache_hits)) == ids.size - unique
+    assert int(tf.reduce_sum(forward.activations)) == unique
+    assert int(tf.reduce_sum(backward.cache_hits)) > 0
+    most = dataclasses.replace(ROWS, ranks=1 << 20)
+    output, _ = tfrec.ops.pim_gather_reduce(tf.ones((100, 16)), ids, device=most, with_report=False)
+    np.testing.assert_array_equal(output, 4 * tf.ones((9, 16)))
+
+
+@pytest.mark.skipif(tfrec.ops._loader.native() is None, reason="the C++ ops are not built")
+def test_attributes_that_no_device_has_are_refused():
+    ops, bags = tfrec.ops._loader.native(), tf.zeros([0], tf.int64)
+    placed = {"first_group": 0, "by_table": False, "castings": [], "hot_ids": bags}
+    placed |= {"ids": [[[0, 1]]], "row_splits": [bags], "weights": [tf.zeros([0])]}
+    placed |= {"weighted": [False], "combiners": ["sum"], "padding_ids": [-1]}
+    memory = {"rows_per_page": 1, "pages_per_row": 1, "banks": 1, "cached_rows": 0}
+    words = "`groups` must be at most 1048576. Received: "
+    for groups in (1 << 62, 1 << 21):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            ops.tfrec_efficient_pim_events(groups=groups, rows=4, **placed, **memory)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            ops.tfrec_efficient_pim_gather_reduce(
+                groups=groups, tables=[tf.ones((4, 8))], table_of=[0], dims=[8], **placed
+            )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`rows` must be 0 or more"):
+        ops.tfrec_efficient_pim_events(groups=2, rows=-5, **placed, **memory)
+    memory |= {"banks": 1 << 62, "cached_rows": 1 << 62}
+    events = ops.tfrec_efficient_pim_events(groups=2, rows=4, **placed, **memory)
+    assert events[:, 0].numpy().tolist() == [1, 1]
+
+
 def test_what_reports_refuse(implementation):
     with pytest.raises(ValueError, match="`rule` must be one of .* Received: rule='magic'"):
         tfrec.ops.pim_reports((4, 16), "float32", [[1]], device=ROWS, rule="magic")

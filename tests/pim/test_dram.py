@@ -93,6 +93,9 @@ def test_more_to_do_never_takes_less_time(read, written, activations, more):
         ({"volts": float("nan")}, "`volts` must be a finite number"),
         ({"burst_bytes": True}, "`burst_bytes` must be an integer above 0"),
         ({"t_rfc": 20_000}, "`t_rfc` must be below `t_refi`, 12480. Received: t_rfc=20000"),
+        ({"page_bytes": 32}, "`page_bytes` must be at least `burst_bytes`, 64. Received: page_"),
+        ({"banks": 1 << 30}, "`banks` must be at most 1048576. Received: banks=1073741824"),
+        ({"volts": 10**400}, "`volts` must be a finite number"),
         ({"t_ccd_l": 2}, "`t_ccd_l` must be at least `t_ccd_s`, 4. Received: t_ccd_l=2"),
     ],
 )

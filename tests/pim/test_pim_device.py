@@ -50,6 +50,10 @@ def test_the_pool_of_tensor_casting_has_the_bandwidth_of_the_paper():
         ({"cache_bytes": 0.5}, "`cache_bytes` must be an integer, 0 or more. Received: "),
         ({"slices": 3}, "`slices` must divide `ranks`, 8. Received: slices=3"),
         ({"placement": "columns"}, "`placement` must be one of .* Received: placement='columns'"),
+        ({"ranks": 1 << 40}, "`ranks` must be at most 1048576. Received: ranks=1099511627776"),
+        ({"cache_bytes": 1 << 60}, "`cache_bytes` must be at most 1099511627776. Received: "),
+        ({"name": None}, "`name` must be a string. Received: name=None"),
+        ({"sources": []}, r"`sources` must be a mapping. Received: sources=\[\]"),
         ({"dram": {}}, "`dram` must be a DramTimings. Received: dram={}"),
         ({"sources": {"rank": "x"}}, r"`sources` must be by names .* Received: \['rank'\]"),
     ],
@@ -71,8 +75,9 @@ def test_json_that_is_no_device(change, words):
     text = json.dumps({**json.loads(tfrec.PimDevice.recnmp().to_json()), **change})
     with pytest.raises(ValueError, match=words):
         tfrec.PimDevice.from_json(text)
-    with pytest.raises(ValueError, match="`text` must be the JSON of a PimDevice"):
-        tfrec.PimDevice.from_json("{")
+    for text in ("{", "[]", '"ab"', "3", "null", '{"format": 1, "name": "x", "ranks": 1}', b"\xff"):
+        with pytest.raises(ValueError, match="`text` must be the JSON of a PimDevice"):
+            tfrec.PimDevice.from_json(text)
 
 
 def test_tables_that_do_not_fit():

@@ -49,6 +49,23 @@ def test_each_fit_begins_anew_and_silence_is_possible(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_layers_of_one_name_are_all_reported():
+    inputs = [keras.Input((3,), dtype="int64") for _ in range(2)]
+    parts = [
+        keras.Sequential(
+            [keras.Input((3,), dtype="int64"), PimEmbeddingBag(10, 16, DEVICE, name="x")]
+        )
+        for _ in inputs
+    ]
+    model = keras.Model(
+        inputs, keras.layers.add([part(x) for part, x in zip(parts, inputs, strict=True)])
+    )
+    model.compile("sgd", "mse")
+    monitor = PimMonitor(verbose=0)
+    fit(model, monitor)
+    assert list(monitor.reports) == ["x", "x (2)"]
+
+
 def test_a_model_without_a_device_or_with_two_is_refused():
     with pytest.raises(ValueError, match=r"on one device. Received: .*, with \['RecNMP', 'Tensor"):
         fit(model_of(DEVICE, tfrec.PimDevice.tensordimm()), PimMonitor())

@@ -70,6 +70,17 @@ def test_the_table_has_a_line_for_each_report(reports):
     np.testing.assert_allclose(speedups, expected, atol=0.06)
 
 
+def test_where_nothing_was_done_nothing_is_faster():
+    ids = tf.zeros((0, 1), tf.int64)
+    nothing = tfrec.ops.pim_reports((100, 16), "float32", ids, device=DEVICE)[0]
+    idle = tfrec.pim.PimReport(*(0 * field for field in pim_report.fields_of(nothing)))
+    assert float(idle.speedup) == 1
+    long = "a layer with a long name, backward"
+    title, *lines = pim_report.summary_table({"idle": idle, long: nothing}).splitlines()
+    assert {len(line) for line in lines} == {len(title)}
+    assert "nan" not in lines[0]
+
+
 def test_the_roofline_has_a_point_for_each_report_that_did_something(reports, tmp_path):
     nothing = tfrec.ops.pim_reports(
         (100, 16), "float32", tf.zeros((0, 1), tf.int64), device=DEVICE

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tfrec_efficient as tfrec
+from tfrec_efficient.pim import DramTimings
 from tfrec_efficient.pim import plan
 
 ROWS = {"big": 300_000, "other": 200_000, "small": 500}
@@ -119,6 +120,34 @@ def test_nothing_is_offloaded_to_a_slow_device(model, batch, device):
     assert planned.speedup == 1
     assert planned.tables[0].reason == "host: the device is no faster"
     assert planned.tables[2].reason == "host: in its cache"
+    assert str(planned).endswith("Nothing is worth offloading: buy nothing.")
+
+
+def test_a_table_that_the_device_is_slow_with_keeps_no_other_back(device):
+    rng = np.random.default_rng(0)
+    ids = [keras.Input((hotness,), dtype="int64") for hotness in (40, 12)]
+    hot, even = tfrec.EmbeddingBag(200_000, 32), tfrec.EmbeddingBag(200_000, 32)
+    model = keras.Model(ids, keras.layers.concatenate([hot(ids[0]), even(ids[1])]))
+    batch = [rng.integers(0, 200_000, (1024, hotness)) for hotness in (40, 12)]
+    batch[0][rng.random((1024, 40)) < 0.9] = 7  # which is in one rank
+    slow = dataclasses.replace(device, ranks=64, dram=DramTimings(t_ccd_s=40, t_ccd_l=40))
+    planned = plan(model, batch, slow, "sgd", host_cache_bytes=0)
+    assert planned.tables[0].host_seconds > planned.tables[1].host_seconds
+    assert [table.is_offloaded for table in planned.tables] == [False, True]
+
+
+def test_slices_need_not_be_powers_of_two(device):
+    ids = keras.Input((20,), dtype="int64")
+    model = keras.Model(ids, tfrec.EmbeddingBag(100_000, 48)(ids))  # three bursts
+    rng = np.random.default_rng(0)
+    batch = np.where(rng.random((512, 20)) < 0.9, 7, rng.integers(0, 100_000, (512, 20)))
+    three = dataclasses.replace(device, ranks=3)
+    assert plan(model, batch, three, "sgd", host_cache_bytes=0).device.slices == 3
+
+
+def test_an_empty_batch_is_planned(model, device):
+    planned = plan(model, {name: np.zeros((0, 20), int) for name in ROWS}, device)
+    assert planned.speedup == 1
     assert str(planned).endswith("Nothing is worth offloading: buy nothing.")
 
 

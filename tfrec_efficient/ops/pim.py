@@ -108,7 +108,8 @@ def pim_gather_reduce(
         "by_table": device.placement == "table_aware",
     }
     if groups == 1 or (placed["by_table"] and hot_ids.shape[0] == 0):
-        output = gather_reduce(table, ids, weights, combiner, padding_id, casting)
+        with tf.control_dependencies(_checks_of(hot_ids)):
+            output = gather_reduce(table, ids, weights, combiner, padding_id, casting)
     else:
         bags = as_bags(ids, weights, weight_dtype(table))
         castings = [] if casting is None else [tf.convert_to_tensor(casting, tf.int64)]
@@ -117,9 +118,8 @@ def pim_gather_reduce(
         return output, None
     layout = layout_of(device, table.shape, table.dtype, table_number)
     events = _events(layout, ids, padding_id, hot_ids, None)
-    return output, device.report(
-        *forward_counts(layout, events, weights is not None, tf.shape(output))
-    )
+    bags_in_all = tf.shape(output, tf.int64)[0]
+    return output, device.report(*forward_counts(layout, events, weights is not None, bags_in_all))
 
 
 def pim_scatter_update(
@@ -176,15 +176,18 @@ def pim_scatter_update(
     References:
         - Kwon, Lee and Rhu, "Tensor Casting", HPCA 2021, section IV-C: the scatter instruction.
     """
-    indices = gradient.indices
-    row_update(table, gradient, rule, learning_rate, slots, **others)
-    if not with_report:
+    check_table_number(table_number)
+    hot_ids = _as_hot_ids(hot_ids)
+    shape, dtype = as_tf(table).shape, as_tf(table).dtype
+    # What cannot be counted is refused before the table has changed.
+    layout = layout_of(device, shape, dtype, table_number) if with_report else None
+    with tf.control_dependencies(_checks_of(hot_ids)):
+        row_update(table, gradient, rule, learning_rate, slots, **others)
+    if layout is None:
         return None
-    table = as_tf(table)
-    layout = layout_of(device, table.shape, table.dtype, table_number)
-    ids = tf.reshape(indices, [-1, 1])
+    ids = tf.reshape(gradient.indices, [-1, 1])
     casting = cast_tables([as_bags(ids, None, tf.float32)], [None], [0], 1)[0]
-    events = _events(layout, ids, None, _as_hot_ids(hot_ids), casting)
+    events = _events(layout, ids, None, hot_ids, casting)
     return device.report(*update_counts(layout, events, rule, is_on_device))
 
 
@@ -239,9 +242,8 @@ def pim_reports(
     if casting is None:
         casting = cast_tables([bags], [padding_id], [0], 1)[0]
     events = _events(layout, ids, padding_id, _as_hot_ids(hot_ids), casting)
-    output_shape = tf.stack([_batch(bags), tf.constant(shape[1], tf.int64)])
     return (
-        device.report(*forward_counts(layout, events, weighted, output_shape)),
+        device.report(*forward_counts(layout, events, weighted, _batch(bags))),
         device.report(*backward_counts(layout, events, weighted)),
         device.report(*update_counts(layout, events, rule, is_on_device=True)),
     )
@@ -252,6 +254,11 @@ def _as_hot_ids(hot_ids: Any) -> tf.Tensor:
     if hot_ids.shape.rank != 1:
         raise ValueError(f"`hot_ids` must have rank 1. Received: shape {hot_ids.shape}")
     return hot_ids
+
+
+def _checks_of(hot_ids: tf.Tensor) -> list[tf.Tensor]:
+    """What fails unless they rise; no op to run where there are none."""
+    return [] if hot_ids.shape[0] == 0 else [reference.checked_hot_ids(hot_ids)]
 
 
 def _batch(bags: Bags) -> tf.Tensor:
@@ -274,6 +281,7 @@ _EVENTS = (
     "gradient_activations",
     "rows",
     "row_activations",
+    "home_rows",
 )
 
 

@@ -1,9 +1,19 @@
 """How long the memory of a rank is busy, and what energy it takes: a closed form over counts."""
 
 import dataclasses
+import sys
 from typing import Any
 
 import tensorflow as tf
+
+# What the ops can count with; a device with more of it does not exist.
+_MOST = {
+    "ranks": 1 << 20,
+    "banks": 1 << 20,
+    "burst_bytes": 1 << 40,
+    "page_bytes": 1 << 40,
+    "cache_bytes": 1 << 40,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +115,11 @@ class DramTimings:
             value = getattr(self, field.name)
             rule = "positive" if field.name in positive else "0 or more"
             check_number(field.name, value, rule, field.type is int)
+        if self.page_bytes < self.burst_bytes:
+            raise ValueError(
+                f"`page_bytes` must be at least `burst_bytes`, {self.burst_bytes}. "
+                f"Received: page_bytes={self.page_bytes}"
+            )
         if self.t_rfc >= self.t_refi:
             raise ValueError(
                 f"`t_rfc` must be below `t_refi`, {self.t_refi}. Received: t_rfc={self.t_rfc}"
@@ -167,11 +182,13 @@ class DramTimings:
 def check_number(name: str, value: Any, rule: str, whole: bool = False) -> None:
     """Raises ValueError unless `value` is a finite number that is "positive" or "0 or more"."""
     is_number = isinstance(value, int) or (isinstance(value, float) and not whole)
-    good = is_number and not isinstance(value, bool) and 0 <= value < float("inf")
+    good = is_number and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
     if not good or (rule == "positive" and value == 0):
         kind = "an integer" if whole else "a finite number"
         rule = f"{kind}, 0 or more" if rule != "positive" else f"{kind} above 0"
         raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+    if value > _MOST.get(name, value):
+        raise ValueError(f"`{name}` must be at most {_MOST[name]}. Received: {name}={value!r}")
 
 
 def _float64(count: Any) -> tf.Tensor:

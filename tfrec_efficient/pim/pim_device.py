@@ -121,6 +121,10 @@ class PimDevice:
             )
         if not isinstance(self.dram, DramTimings):
             raise ValueError(f"`dram` must be a DramTimings. Received: dram={self.dram!r}")
+        if not isinstance(self.name, str):
+            raise ValueError(f"`name` must be a string. Received: name={self.name!r}")
+        if not isinstance(self.sources, Mapping):
+            raise ValueError(f"`sources` must be a mapping. Received: sources={self.sources!r}")
         names = {field.name for field in dataclasses.fields(self)}
         if not set(self.sources) <= names:
             raise ValueError(
@@ -246,8 +250,11 @@ class PimDevice:
             ValueError: It is not the JSON of a device, or of one that could not exist.
         """
         try:
-            return cls.from_dict(json.loads(text))
-        except (TypeError, json.JSONDecodeError) as error:
+            values = json.loads(text)
+            if not isinstance(values, dict) or not isinstance(values.get("dram"), dict):
+                raise TypeError("an object with an object `dram` was expected")
+            return cls.from_dict(values)
+        except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"`text` must be the JSON of a PimDevice: {error}") from None
 
     @classmethod

@@ -14,7 +14,8 @@ from tfrec_efficient.pim.pim_report import summary_table
 class PimMonitor(keras.callbacks.Callback):
     """Adds up the reports of each `PimEmbeddingBag` over `fit`, and shows them at its end.
 
-    `reports` has them afterwards: for each layer by name, its `reports()`.
+    `reports` has them afterwards: for each layer by name, its `reports()`. Where nested
+    models have two of one name, the second is `"name (2)"`.
 
     Args:
         path: Where to save a picture of the roofline, or None. Defaults to None.
@@ -50,7 +51,13 @@ class PimMonitor(keras.callbacks.Callback):
                 layer.reset_reports()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.reports = {layer.name: layer.reports() for layer in self._layers}
+        self.reports = {}
+        for layer in self._layers:
+            name, number = layer.name, 1
+            while name in self.reports:
+                number += 1
+                name = f"{layer.name} ({number})"
+            self.reports[name] = layer.reports()
         lines = {
             f"{name} {kind}": report
             for name, of_layer in self.reports.items()

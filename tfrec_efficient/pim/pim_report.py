@@ -19,8 +19,8 @@ class PimReport(tf.experimental.ExtensionType):
     what a `tf.function` takes or returns.
 
     Attributes:
-        counts: int64, `(ranks, counters)`, in the order of `tfrec_efficient.ops.pim.COUNTERS`. Each
-            is an attribute too, of shape `(ranks,)`: `bytes_read`, `bytes_written`, `bursts`,
+        counts: int64, `(ranks, counters)`. Each counter is an attribute too, of shape `(ranks,)`.
+            They are, in this order: `bytes_read`, `bytes_written`, `bursts`,
             `activations` (pages opened), `alu_operations`, `instructions`, `link_bytes_in`,
             `link_bytes_out`, `cache_hits`, `lookups`.
         seconds: float64, `(terms,)`: `"dram"`, `"alu"` and `"instructions"` are those of the
@@ -70,8 +70,9 @@ class PimReport(tf.experimental.ExtensionType):
 
     @property
     def speedup(self) -> tf.Tensor:
-        """Seconds on the host for each in the device."""
-        return self.host_seconds / self.total_seconds
+        """Seconds on the host for each in the device; 1 where nothing was done."""
+        device = self.total_seconds
+        return tf.where(device > 0, self.host_seconds / tf.where(device > 0, device, 1.0), 1.0)
 
     @property
     def imbalance(self) -> tf.Tensor:
@@ -105,14 +106,15 @@ def fields_of(report: PimReport) -> tuple[tf.Tensor, ...]:
 
 def summary_table(reports: dict[str, PimReport]) -> str:
     """A line for each report: bytes, times, speed-up, energy, imbalance."""
+    width = max([24, *(len(name) + 1 for name in reports)])
     lines = [
-        f"{'':24}{'MB moved':>10}{'opened':>11}{'device ms':>11}{'host ms':>9}{'speed-up':>10}"
+        f"{'':{width}}{'MB moved':>10}{'opened':>11}{'device ms':>11}{'host ms':>9}{'speed-up':>10}"
         f"{'device mJ':>11}{'host mJ':>9}{'imbalance':>11}"
     ]
     for name, report in reports.items():
         moved = int(tf.reduce_sum(report.bytes_read + report.bytes_written))
         lines.append(
-            f"{name:24}{moved / 1e6:10.1f}{int(tf.reduce_sum(report.activations)):11,}"
+            f"{name:{width}}{moved / 1e6:10.1f}{int(tf.reduce_sum(report.activations)):11,}"
             f"{float(report.total_seconds) * 1e3:11.3f}{float(report.host_seconds) * 1e3:9.3f}"
             f"{float(report.speedup):9.1f}x{float(report.total_joules) * 1e3:11.2f}"
             f"{float(report.host_joules) * 1e3:9.1f}{float(report.imbalance):11.2f}"

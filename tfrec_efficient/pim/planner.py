@@ -71,15 +71,16 @@ class PimPlan:
 
     @property
     def speedup(self) -> float:
-        """Steps with the device for each without."""
-        return self.host_seconds / self.device_seconds
+        """Steps with the device for each without; 1 where there is nothing to do."""
+        return self.host_seconds / self.device_seconds if self.device_seconds else 1.0
 
     def __str__(self) -> str:
-        title = f"{'table':24}{'rows':>13}{'dim':>6}{'MB':>10}{'lookups':>10}{'host ms':>10}"
+        width = max([24, *(len(table.name) + 1 for table in self.tables)])
+        title = f"{'table':{width}}{'rows':>13}{'dim':>6}{'MB':>10}{'lookups':>10}{'host ms':>10}"
         lines = [f"{title}  place"]
         for table in self.tables:
             lines.append(
-                f"{table.name:24}{table.shape[0]:13,}{table.shape[1]:6}{table.megabytes:10.1f}"
+                f"{table.name:{width}}{table.shape[0]:13,}{table.shape[1]:6}{table.megabytes:10.1f}"
                 f"{table.lookups:10,}{table.host_seconds * 1e3:10.3f}  {table.reason}"
             )
         lines.append(
@@ -147,7 +148,7 @@ def plan(
     the whole device and on halves, quarters and so on of it. A table is offloaded where that
     shortens the step: one launch of each op serves all tables, and the busiest rank is waited for.
     The host is charged for the bytes it moves, at the bandwidth of its cache for tables that the
-    cache holds.
+    cache holds. Weights of lookups and copies of hot rows are not planned.
 
     Args:
         model: A model with `EmbeddingBag` or `PimEmbeddingBag` layers. It is called once, without
@@ -310,9 +311,7 @@ _Choice = tuple[float, PimDevice, list[_Table], list[_Table]]
 
 def _choices(tables: Sequence[_Table], device: PimDevice, ranks: int) -> Iterator[_Choice]:
     """For each placement: seconds, the device, the tables it holds, and those that do not fit."""
-    for slices in (1 << power for power in range(ranks.bit_length())):
-        if ranks % slices:
-            continue
+    for slices in (count for count in range(1, ranks + 1) if ranks % count == 0):
         for placement in ("row_interleave", "table_aware"):
             candidate = dataclasses.replace(device, ranks=ranks, slices=slices, placement=placement)
             try:
@@ -327,12 +326,17 @@ def _best_subset(
 ) -> _Choice:
     fitting = [table for table in tables if _fit([table], device)]
     dropped = [table for table in tables if table not in fitting]
+    # Tables share launches, so one alone may not be worth what several are.
+    launches = 3 * device.launch_seconds
+    gains = {
+        table: table.host_seconds + launches - _seconds([], [table], device, counts)
+        for table in fitting
+    }
     while fitting and not _fit(fitting, device):  # what gains least for its size goes first
-        worst = min(fitting, key=lambda table: table.host_seconds / table.rank_bytes(device))
+        worst = min(fitting, key=lambda table: gains[table] / table.rank_bytes(device))
         fitting.remove(worst)
         dropped.append(worst)
-    # Tables share launches, so one alone may not be worth what several are.
-    fitting.sort(key=lambda table: -table.host_seconds)
+    fitting.sort(key=lambda table: -gains[table])
     subsets = [fitting[:count] for count in range(len(fitting) + 1)]
     seconds = [_seconds(tables, held, device, counts) for held in subsets]
     least = min(seconds)

@@ -40,12 +40,56 @@ def test_a_layout_counts_in_whole_bursts():
         ((None, 128), 0, "`table` must have a static shape to be counted."),
         ((10, 128), -1, "`table_number` must be an integer, 0 or more. Received: table_number=-1"),
         ((10, 128), 0.5, "`table_number` must be an integer, 0 or more."),
+        ((10,), 0, r"`table` must have rank 2. Received: shape \(10,\)"),
+        ((10, 2, 64), 0, r"`table` must have rank 2. Received: shape \(10, 2, 64\)"),
+        (tf.TensorShape(None), 0, "`table` must have a static shape to be counted. Received: "),
     ],
 )
 def test_what_has_no_layout(shape, number, words):
     sliced = dataclasses.replace(DEVICE, slices=8)
     with pytest.raises(ValueError, match=words):
         layout_of(sliced, shape, "float32", number)
+
+
+def test_a_table_is_of_floats():
+    words = "`table` must be float16, bfloat16, float32 or float64. Received: dtype='int32'"
+    with pytest.raises(ValueError, match=words):
+        layout_of(DEVICE, (10, 16), "int32")
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam", "rowwise_adagrad"])
+@pytest.mark.parametrize("dim", [1, 16, 65])
+def test_the_host_does_the_same_whatever_the_placement(implementation, dim, rule):
+    ids = np.random.default_rng(0).integers(0, 30, (40, 6))
+    padded = dataclasses.replace(DEVICE, slices=8, pads_slices=True)
+    expected, *others = (
+        [float(of_op.host_seconds) for of_op in reports(device, (30, dim), ids, **arguments)]
+        for device, arguments in (
+            (DEVICE, {"rule": rule}),
+            (padded, {"rule": rule}),
+            (DEVICE, {"rule": rule, "hot_ids": [1, 2, 29]}),  # the host has no copies
+        )
+    )
+    for other in others:
+        np.testing.assert_allclose(other, expected)
+
+
+def test_a_slice_without_columns_has_nothing_to_do(implementation):
+    # 5 columns over 4 ranks are 2, 2, 1 and none.
+    device = tfrec.PimDevice("test", ranks=4, slices=4, pads_slices=True)
+    forward, backward, update = reports(device, (10, 5), [[1, 2, 3], [3, 3, 3]])
+    assert forward.alu_operations.numpy().tolist() == [12, 12, 6, 0]
+    assert forward.link_bytes_out.numpy().tolist() == [2 * 8, 2 * 8, 2 * 4, 0]
+    assert backward.link_bytes_in.numpy().tolist() == [2 * 8 + 48, 2 * 8 + 48, 2 * 4 + 48, 0]
+    for report in (forward, backward, update):
+        assert report.bytes_read.numpy()[2] > 0
+        assert not report.counts[3].numpy().any()
+
+
+def test_a_narrower_last_slice_takes_fewer_bursts(implementation):
+    device = tfrec.PimDevice("test", ranks=4, slices=4)
+    forward, _, _ = reports(device, (10, 65), [[1]])  # 17, 17, 17 and 14 columns
+    assert forward.bytes_read.numpy().tolist() == [128, 128, 128, 64]
 
 
 def test_narrow_slices_waste_bursts_where_they_may():

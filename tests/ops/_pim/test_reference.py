@@ -59,6 +59,7 @@ def slow_events(layout, bags, padding_id, hot):
             + [len(backward[g]), len({b for _, b in backward[g]})]
             + slow_accesses([b for _, b in backward[g]], layout, layout.cached_rows)
             + [len(unique), slow_accesses([local(i) for i in unique], layout, 0)[1]]
+            + [sum(home(i) == g for i in unique)]
         )
     return events
 

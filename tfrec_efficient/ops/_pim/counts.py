@@ -34,6 +34,7 @@ _RULE_OPERATIONS = {
     "amsgrad": 13,
     "ftrl": 18,
 }
+_DTYPES = (tf.float16, tf.bfloat16, tf.float32, tf.float64)
 _ID_BYTES = 4  # of an id, and of the number of its bag, on their way to a rank
 
 
@@ -64,11 +65,12 @@ class Layout:
     """Where a table lies in a device: the figures that all counts follow from."""
 
     rows: int
+    dim: int
     groups: int
     slices: int
     first_group: int
     by_table: bool
-    columns: int  # of a slice
+    columns: int  # of a slice; the last ones of a row may have fewer, or none
     item_bytes: int
     sum_bytes: int  # of a value of a sum
     row_bytes: int  # of a slice as it is stored, in whole bursts
@@ -86,6 +88,20 @@ class Layout:
             "by_table": self.by_table,
         }
 
+    @property
+    def row_size(self) -> int:
+        """Bytes of a row, without what fills up bursts."""
+        return self.dim * self.item_bytes
+
+    def columns_of_slices(self) -> tf.Tensor:
+        before = [slice_ * self.columns for slice_ in range(self.slices)]
+        columns = [min(self.columns, max(0, self.dim - skipped)) for skipped in before]
+        return tf.constant(columns, tf.int64)
+
+    def stored(self, size: Any) -> Any:
+        """Bytes of the whole bursts that so many bytes take."""
+        return -(-size // self.burst_bytes) * self.burst_bytes
+
 
 def check_table_number(table_number: Any) -> None:
     """Raises ValueError unless it is an integer, 0 or more."""
@@ -98,11 +114,18 @@ def check_table_number(table_number: Any) -> None:
 def layout_of(device: Device, shape: Sequence[int], dtype: Any, table_number: int = 0) -> Layout:
     """The layout of a table of `shape` and `dtype` in `device`; ValueError if it has none."""
     dtype = tf.as_dtype(dtype)
-    rows, dim = (None if size is None else int(size) for size in tuple(shape))
-    if rows is None or dim is None:
+    if dtype not in _DTYPES:
         raise ValueError(
-            f"`table` must have a static shape to be counted. Received: shape {tuple(shape)}"
+            f"`table` must be float16, bfloat16, float32 or float64. Received: dtype={dtype.name!r}"
         )
+    static = tf.TensorShape(shape)
+    if static.rank is None or None in static.as_list():
+        raise ValueError(
+            f"`table` must have a static shape to be counted. Received: shape {static}"
+        )
+    if static.rank != 2:
+        raise ValueError(f"`table` must have rank 2. Received: shape {static}")
+    rows, dim = static.as_list()
     check_table_number(table_number)
     columns = max(1, -(-dim // device.slices))
     if columns * dtype.size < device.burst_bytes and device.slices > 1 and not device.pads_slices:
@@ -114,6 +137,7 @@ def layout_of(device: Device, shape: Sequence[int], dtype: Any, table_number: in
     groups = device.ranks // device.slices
     return Layout(
         rows=rows,
+        dim=dim,
         groups=groups,
         slices=device.slices,
         first_group=table_number % groups,
@@ -130,14 +154,18 @@ def layout_of(device: Device, shape: Sequence[int], dtype: Any, table_number: in
     )
 
 
-def _counts(layout: Layout, **of_groups: tf.Tensor) -> tf.Tensor:
-    """Counts of each rank, from those of one rank of each group."""
-    zeros = tf.zeros([layout.groups], tf.int64)
-    of_groups["bursts"] = (of_groups["bytes_read"] + of_groups["bytes_written"]) // (
-        layout.burst_bytes
-    )
-    columns = [of_groups.get(name, zeros) for name in COUNTERS]
-    return tf.repeat(tf.stack(columns, 1), layout.slices, axis=0)
+def _of_ranks(layout: Layout, of_groups: tf.Tensor) -> tf.Tensor:
+    """What a group does, in each of its ranks; those without a column do nothing."""
+    works = tf.cast(layout.columns_of_slices() > 0, tf.int64)
+    return of_groups[:, tf.newaxis] * works
+
+
+def _counts(layout: Layout, **of_ranks: tf.Tensor) -> tf.Tensor:
+    """Counts of each rank, from figures of shape `(groups, slices)`."""
+    of_ranks["bursts"] = (of_ranks["bytes_read"] + of_ranks["bytes_written"]) // layout.burst_bytes
+    zeros = tf.zeros_like(of_ranks["bytes_read"])
+    columns = [of_ranks.get(name, zeros) for name in COUNTERS]
+    return tf.reshape(tf.stack(columns, 2), [-1, len(COUNTERS)])
 
 
 def _streamed_pages(layout: Layout, rows: tf.Tensor) -> tf.Tensor:
@@ -145,76 +173,85 @@ def _streamed_pages(layout: Layout, rows: tf.Tensor) -> tf.Tensor:
     return -(-rows // layout.rows_per_page) * layout.pages_per_row
 
 
-def _dim_bytes(layout: Layout, dim: Any) -> tf.Tensor:
-    return tf.cast(dim, tf.int64) * layout.item_bytes
-
-
 def forward_counts(
-    layout: Layout, events: dict[str, tf.Tensor], weighted: bool, shape: tf.Tensor
+    layout: Layout, events: dict[str, tf.Tensor], weighted: bool, bags_in_all: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    lookups, bags = events["lookups"], events["bags"]
+    columns = layout.columns_of_slices()
+    lookups, bags, hits, activations = (
+        _of_ranks(layout, events[name]) for name in ("lookups", "bags", "cache_hits", "activations")
+    )
     counts = _counts(
         layout,
-        bytes_read=(lookups - events["cache_hits"]) * layout.row_bytes,
+        bytes_read=(lookups - hits) * layout.stored(columns * layout.item_bytes),
         bytes_written=tf.zeros_like(lookups),
-        activations=events["activations"],
-        alu_operations=lookups * layout.columns * (1 + weighted),
+        activations=activations,
+        alu_operations=lookups * columns * (1 + weighted),
         instructions=lookups + bags,
         link_bytes_in=lookups * (2 * _ID_BYTES + weighted * layout.sum_bytes),
-        link_bytes_out=bags * layout.columns * layout.sum_bytes,
-        cache_hits=events["cache_hits"],
+        link_bytes_out=bags * columns * layout.sum_bytes,
+        cache_hits=hits,
         lookups=lookups,
     )
-    row_bytes = _dim_bytes(layout, shape[1])
-    return counts, (tf.reduce_sum(lookups) + tf.cast(shape[0], tf.int64)) * row_bytes
+    return counts, (tf.reduce_sum(events["lookups"]) + bags_in_all) * layout.row_size
 
 
 def backward_counts(
     layout: Layout, events: dict[str, tf.Tensor], weighted: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    lookups, bags, rows = (events[name] for name in ("gradient_lookups", "gradient_bags", "rows"))
-    hits = events["gradient_cache_hits"]
+    columns = layout.columns_of_slices()
+    lookups, bags, rows, hits, activations = (
+        _of_ranks(layout, events[name])
+        for name in (
+            "gradient_lookups",
+            "gradient_bags",
+            "rows",
+            "gradient_cache_hits",
+            "gradient_activations",
+        )
+    )
     streamed = _streamed_pages(layout, bags) + _streamed_pages(layout, rows)
-    values = bags * layout.columns * layout.item_bytes
+    row_bytes = layout.stored(columns * layout.item_bytes)
+    values = bags * columns * layout.item_bytes
     counts = _counts(
         layout,
-        bytes_read=(lookups - hits) * layout.row_bytes,
-        bytes_written=(bags + rows) * layout.row_bytes,
-        activations=events["gradient_activations"] + streamed,
-        alu_operations=lookups * layout.columns * (1 + weighted),
+        bytes_read=(lookups - hits) * row_bytes,
+        bytes_written=(bags + rows) * row_bytes,
+        activations=activations + streamed,
+        alu_operations=lookups * columns * (1 + weighted),
         instructions=lookups + rows,
         link_bytes_in=values + lookups * (2 * _ID_BYTES + weighted * layout.sum_bytes),
         cache_hits=hits,
         lookups=lookups,
     )
-    row_bytes = layout.columns * layout.slices * layout.item_bytes
-    return counts, (tf.reduce_sum(events["lookups"]) + tf.reduce_sum(rows)) * row_bytes
+    # The host has no copies of hot rows.
+    in_all = tf.reduce_sum(events["lookups"]) + tf.reduce_sum(events["home_rows"])
+    return counts, in_all * layout.row_size
 
 
 def update_counts(
     layout: Layout, events: dict[str, tf.Tensor], rule: str, is_on_device: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    rows, pages = events["rows"], events["row_activations"]
+    columns = layout.columns_of_slices()
+    rows, pages = (_of_ranks(layout, events[name]) for name in ("rows", "row_activations"))
     slots = RULES[rule][0]
+    row_bytes = layout.stored(columns * layout.item_bytes)
     if rule == "rowwise_adagrad":  # one number to a row
         state_bytes, host_bytes, state_pages = layout.burst_bytes, layout.sum_bytes, rows
     else:
-        values = layout.columns * layout.sum_bytes
-        state_bytes = slots * -(-values // layout.burst_bytes) * layout.burst_bytes
-        host_bytes, state_pages = slots * values * layout.slices, slots * pages
+        state_bytes = slots * layout.stored(columns * layout.sum_bytes)
+        host_bytes, state_pages = slots * layout.dim * layout.sum_bytes, slots * pages
     arrived = tf.zeros_like(rows) if is_on_device else rows
     counts = _counts(
         layout,
-        bytes_read=rows * (2 * layout.row_bytes + state_bytes),
-        bytes_written=rows * (layout.row_bytes + state_bytes) + arrived * layout.row_bytes,
+        bytes_read=rows * (2 * row_bytes + state_bytes),
+        bytes_written=rows * (row_bytes + state_bytes) + arrived * row_bytes,
         activations=pages
         + state_pages
         + _streamed_pages(layout, rows)
         + _streamed_pages(layout, arrived),
-        alu_operations=rows * layout.columns * _RULE_OPERATIONS[rule],
+        alu_operations=rows * columns * _RULE_OPERATIONS[rule],
         instructions=rows,
-        link_bytes_in=arrived * (layout.columns * layout.item_bytes + _ID_BYTES),
+        link_bytes_in=arrived * (columns * layout.item_bytes + _ID_BYTES),
         lookups=rows,
     )
-    row_bytes = layout.columns * layout.slices * layout.item_bytes
-    return counts, tf.reduce_sum(rows) * (3 * row_bytes + 2 * host_bytes)
+    return counts, tf.reduce_sum(events["home_rows"]) * (3 * layout.row_size + 2 * host_bytes)

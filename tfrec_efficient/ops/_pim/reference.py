@@ -36,7 +36,7 @@ def sums_by_groups(
     if lookups.weights is not None:
         rows *= lookups.weights[:, tf.newaxis]
     groups = placed["groups"]
-    group = _groups_of(placed, bags, padding_id, _checked_hot_ids(hot_ids))
+    group = _groups_of(placed, bags, padding_id, checked_hot_ids(hot_ids))
     keys, partial_of = tf.unique(tf.cast(lookups.segments, tf.int64) * groups + group)
     partials = tf.math.unsorted_segment_sum(rows, partial_of, tf.size(keys))
     sums = tf.math.unsorted_segment_sum(partials, keys // groups, lookups.batch)
@@ -46,7 +46,8 @@ def sums_by_groups(
     return with_checked_castings(output, cast_tables([bags], [padding_id], [0], 1), castings)
 
 
-def _checked_hot_ids(hot_ids: tf.Tensor) -> tf.Tensor:
+def checked_hot_ids(hot_ids: tf.Tensor) -> tf.Tensor:
+    """Hot ids that rise and are not negative."""
     rises = hot_ids > tf.concat([[-1], hot_ids[:-1]], 0)
 
     def message() -> tf.Tensor:
@@ -92,7 +93,7 @@ def rank_events(
     layout: Layout, bags: Bags, padding_id: int | None, hot_ids: tf.Tensor, with_backward: bool
 ) -> tf.Tensor:
     """The same numbers in plain TensorFlow, by sorting where the native op keeps state."""
-    hot_ids = _checked_hot_ids(hot_ids)
+    hot_ids = checked_hot_ids(hot_ids)
     lookups = checked_lookups(tf.TensorSpec((layout.rows, 1)), bags, padding_id, "")
     with tf.control_dependencies([lookups.ids]):  # where ids are checked
         ids, _ = _kept(bags, padding_id)
@@ -108,7 +109,7 @@ def rank_events(
     columns = [_number(layout, group), _number_of_pairs(layout, group, bag_of, batch)]
     columns += _accesses(layout, group, local_row)
     if not with_backward:
-        return tf.stack([*columns, *[tf.zeros([layout.groups], tf.int64)] * 6], 1)
+        return tf.stack([*columns, *[tf.zeros([layout.groups], tf.int64)] * 7], 1)
 
     order = tf.argsort(ids, stable=True)
     copies = tf.where(is_hot, tf.constant(layout.groups, tf.int64), 1)
@@ -124,6 +125,7 @@ def rank_events(
     columns.append(_number(layout, group))
     uncached = dataclasses.replace(layout, cached_rows=0)
     columns.append(_accesses(uncached, group, tf.gather(tf.gather(local_row, unique), of_row))[1])
+    columns.append(_number(layout, tf.gather(home, unique)))
     return tf.stack(columns, 1)
 
 
