@@ -20,6 +20,11 @@ from tfrec_efficient.llm.cf_aligner import CFAligner as CFAligner
 from tfrec_efficient.llm.cf_aligner import alignment_dataset as alignment_dataset
 from tfrec_efficient.llm.cf_llm_recommender import CFLLMRecommender as CFLLMRecommender
 from tfrec_efficient.llm.cf_projection import CFProjection as CFProjection
+from tfrec_efficient.llm.local_models import LocalTokenizer as LocalTokenizer
+from tfrec_efficient.llm.local_models import TextEncoder as TextEncoder
+from tfrec_efficient.llm.local_models import minilm_l6 as minilm_l6
+from tfrec_efficient.llm.local_models import smollm2_135m_instruct as smollm2_135m_instruct
 from tfrec_efficient.llm.prompt import RecommendationPrompt as RecommendationPrompt
 from tfrec_efficient.llm.prompt import prompt_template as prompt_template
 from tfrec_efficient.llm.prompt import title_matches as title_matches
+from tfrec_efficient.llm.soft_prompt_lm import SoftPromptLM as SoftPromptLM

@@ -104,13 +104,19 @@ class CFLLMRecommender(keras.Model):
                 language_model.width, "gelu", rms, name="item_projection"
             )
             self.item_projection.build((None, None, self.item_table.output_dim))
+        self.answer = CandidateLikelihood() if answer is None else answer
+        self.answer.prepare(self)
         self.cf_weights = None
         if cf_scores:
             self.cf_weights = self.add_weight(
-                name="cf_weights", shape=(2,), initializer=_first_alone, dtype="float32"
+                name="cf_weights",
+                shape=(2,),
+                initializer=_first_alone,
+                dtype="float32",
+                trainable=self.answer.learns_from_scores,
             )
-        self.answer = CandidateLikelihood() if answer is None else answer
-        self.answer.prepare(self)
+        # Low-rank weights of the language model are trained and saved here; it is not.
+        self._of_language_model = list(language_model.trainable_weights)
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.hits = keras.metrics.SparseCategoricalAccuracy(name="hit_at_1")
         self.built = True

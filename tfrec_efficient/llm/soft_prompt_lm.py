@@ -1,5 +1,6 @@
 """`SoftPromptLM`: a frozen language model of keras-hub that reads vectors where tokens would be."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -7,7 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_efficient.embedding._bag_layer import check_sizes
+from tfrec_efficient.llm.local_models import smollm2_135m_instruct
+from tfrec_efficient.llm.local_models.smollm2 import keras_hub_or_error
 
+_SMOLLM2 = "smollm2-135m-instruct"
 _ROWS_AT_A_TIME = 8192
 # The largest difference that rounding alone makes in the hidden states of the self-check, which
 # are of the size of one after the last normalization.
@@ -30,9 +34,9 @@ class SoftPromptLM:
         causal_lm: A `keras_hub.models.CausalLM`, frozen from now on.
         tokenizer: An object with `tokenize(texts)` and `detokenize(ids)`, or None: that of the
             model's preprocessor. Defaults to None.
-        reference: str or None. What the model is called in saved recommenders: a name of
-            `local_models.NAMES`, or the folder of a preset of keras-hub. Without it, a recommender
-            cannot be saved to `.keras`. Defaults to None.
+        reference: str or None. What the model is called in saved recommenders: a name that `load`
+            knows, or the folder of a preset of keras-hub. Without it, a recommender
+            cannot be saved to `.keras`; `load` sets it. Defaults to None.
         lora_rank: int or None. Trains low-rank additions of this rank to the query and value
             matrices, by keras-hub's `enable_lora`. Defaults to None.
         context_length: int or None. The longest input in tokens, for models that do not say.
@@ -198,6 +202,34 @@ class SoftPromptLM:
         """The cache of each row, `count` times in a row, for as many continuations."""
         return tf.nest.map_structure(lambda part: tf.repeat(part, count, axis=0), cache)
 
+    @classmethod
+    def load(
+        cls, reference: str = "smollm2-135m-instruct", dtype: Any = "float32", **arguments: Any
+    ) -> "SoftPromptLM":
+        """Loads a language model by name or from a folder, so that recommenders can refer to it.
+
+        Args:
+            reference: `"smollm2-135m-instruct"`, or the folder of a preset of keras-hub.
+                Defaults to `"smollm2-135m-instruct"`.
+            dtype: Dtype policy. Defaults to `"float32"`.
+            **arguments: `lora_rank` and `context_length`, as of the class.
+
+        Raises:
+            ImportError: keras-hub is missing.
+            FileNotFoundError: There is no such folder, or the model cannot be had.
+        """
+        tokenizer = None
+        if reference == _SMOLLM2:
+            causal_lm, tokenizer = smollm2_135m_instruct(dtype)
+            arguments = {"context_length": 8192} | arguments
+        elif Path(reference).is_dir():
+            causal_lm = keras_hub_or_error().models.CausalLM.from_preset(reference, dtype=dtype)
+        else:
+            raise FileNotFoundError(
+                f"`reference` must be {_SMOLLM2!r} or a folder. Received: reference={reference!r}"
+            )
+        return cls(causal_lm, tokenizer, reference, **arguments)
+
     def get_config(self) -> dict[str, Any]:
         """Refers to the language model; there are no weights in it."""
         if self.reference is None:
@@ -207,16 +239,14 @@ class SoftPromptLM:
             )
         return {
             "reference": self.reference,
-            "dtype": self.causal_lm.dtype_policy.name,
+            "dtype": self.causal_lm.backbone.dtype_policy.name,
             "lora_rank": self.lora_rank,
             "context_length": self.context_length,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "SoftPromptLM":
-        config = dict(config)
-        causal_lm = load_causal_lm(config["reference"], config.pop("dtype"))
-        return cls(causal_lm, **config)
+        return cls.load(**config)
 
     def _embeddings_passed_on(self) -> dict[str, Any]:
         """Stand-ins for what would look tokens up: `call_with_cache` is handed embeddings."""

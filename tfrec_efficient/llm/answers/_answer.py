@@ -10,11 +10,13 @@ import tensorflow as tf
 class Answer(keras.layers.Layer, abc.ABC):
     """How a recommender asks its language model, learns from it, and gets scores out of it.
 
-    Subclasses say with `lists_candidates` and `lettered` what the prompt must look like.
+    Subclasses say with `lists_candidates` and `lettered` what the prompt must look like, and with
+    `learns_from_scores` whether their loss is one of scores.
     """
 
     lists_candidates: bool | None = None
     lettered = False
+    learns_from_scores = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -46,6 +46,7 @@ class RetrievalHead(Answer):
     """
 
     lists_candidates = False
+    learns_from_scores = True
 
     def __init__(
         self,
@@ -114,7 +115,10 @@ class RetrievalHead(Answer):
         return self._query(tf.cast(hidden, tf.float32))
 
     def _scores_of(self, recommender: Any, query: tf.Tensor, candidates: Any) -> tf.Tensor:
-        items = self._item(tf.cast(recommender.item_table(candidates), tf.float32))
+        table = recommender.item_table(candidates)
+        # `keras.Sequential` holds to the rank that it was built for.
+        flat = self._item(tf.reshape(tf.cast(table, tf.float32), [-1, table.shape[-1]]))
+        items = tf.reshape(flat, tf.concat([tf.shape(table)[:2], [self.width]], 0))
         return tf.einsum("bd,bcd->bc", query, items) / self.temperature
 
     def get_config(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class Verbalizer(Answer):
 
     lists_candidates = True
     lettered = True
+    learns_from_scores = True
 
     def prepare(self, recommender: Any) -> None:
         super().prepare(recommender)

@@ -44,7 +44,7 @@ class SASRec(CFBackbone):
     >>> batches = sequence_dataset(sequences, item_count=6, max_length=4, batch_size=3)
     >>> model = SASRec(item_count=6, width=8, max_length=4)
     >>> model.compile(keras.optimizers.Adam(0.01))
-    >>> model.fit(batches, epochs=2, verbose=0).epoch
+    >>> model.fit(batches, epochs=2, verbose=0, shuffle=False).epoch
     [0, 1]
     >>> model.scores([[0, 0, 1, 2]], [[3, 6]]).shape
     TensorShape([1, 2])
