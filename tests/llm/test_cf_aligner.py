@@ -40,14 +40,14 @@ def loss_by_hand(model, batch, alpha=0.5, beta=0.5, mean_of_products=False, has_
     state = model.cf_backbone.user_state(batch["history"]).numpy()
     total = 0.0
     for name, label in (("positive", 1), ("negative", 0)):
-        E = model.cf_backbone.item_vectors(batch[name]).numpy()
-        Q, told = TEXTS[batch[name] - 1], has_text[batch[name] - 1]
-        e, q = sigmoid(dense("encode_cf", E)), sigmoid(dense("encode_text", Q))
+        cf = model.cf_backbone.item_vectors(batch[name]).numpy()
+        text, told = TEXTS[batch[name] - 1], has_text[batch[name] - 1]
+        e, q = sigmoid(dense("encode_cf", cf)), sigmoid(dense("encode_text", text))
         decoded = dense("decode_cf", e)
         if told.any():
             total += ((e - q) ** 2)[told].mean()
-            total += beta * ((dense("decode_text", q) - Q) ** 2)[told].mean()
-        total += alpha * ((decoded - E) ** 2).mean()
+            total += beta * ((dense("decode_text", q) - text) ** 2)[told].mean()
+        total += alpha * ((decoded - cf) ** 2).mean()
         logit = (state * decoded).mean(-1) if mean_of_products else (state * decoded).sum(-1)
         total += -np.log(sigmoid(logit if label else -logit)).mean()
     return total

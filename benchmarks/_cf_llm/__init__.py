@@ -1,0 +1,1 @@
+"""Data, stages and cells of `cf_llm.py`."""

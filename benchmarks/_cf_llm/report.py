@@ -1,0 +1,61 @@
+"""The tables of `cf_llm.py`, made of all records there are."""
+
+import collections
+import json
+import math
+
+import numpy as np
+
+
+def tables(folder):
+    """Prints Hit@1 of all, of cold and of warm items, with seconds and memory, by data set."""
+    groups = collections.defaultdict(lambda: collections.defaultdict(list))
+    for path in sorted(folder.glob("*.json")):
+        name, method, answer, few, seed = path.stem.rsplit(".", 4)
+        groups[name, few][method, answer].append((seed, json.loads(path.read_text())))
+    for (name, few), rows in sorted(groups.items()):
+        users = "all users" if few == "few0" else f"{few.removeprefix('few')} users to learn from"
+        print(f"\n{name}, {users}")
+        print(
+            f"{'method':16}{'answer':12}{'seeds':>6}{'Hit@1':>16}{'cold':>14}{'warm':>14}", end=""
+        )
+        print(f"{'vs SASRec':>18}{'CPU min':>9}{'GB':>6}")
+        of_sasrec = dict(rows.get(("sasrec", "none"), []))
+        for (method, answer), records in sorted(rows.items(), key=lambda row: -_mean(row[1])):
+            _row(method, answer, records, of_sasrec)
+
+
+def _row(method, answer, records, of_sasrec):
+    hits = [np.mean(record["hits"]) for _, record in records]
+    cold, warm = (
+        [_share(record, kind) for _, record in records if any(np.equal(record["cold"], kind))]
+        for kind in (True, False)
+    )
+    paired = [
+        np.mean(record["hits"]) - np.mean(of_sasrec[seed]["hits"])
+        for seed, record in records
+        if seed in of_sasrec and of_sasrec[seed]["users"] == record["users"]
+    ]
+    minutes = np.mean([record["cpu_seconds"] for _, record in records]) / 60
+    peak = max(record["peak_gb"] for _, record in records)
+    cells = [f"{_with_error(hits):>16}", f"{_with_error(cold):>14}", f"{_with_error(warm):>14}"]
+    cells.append(f"{_with_error(paired, sign='+'):>18}")
+    print(f"{method:16}{answer:12}{len(records):6}{''.join(cells)}{minutes:9.1f}{peak:6.1f}")
+
+
+def _mean(records):
+    return np.mean([np.mean(record["hits"]) for _, record in records])
+
+
+def _share(record, kind):
+    return np.mean(np.array(record["hits"])[np.equal(record["cold"], kind)])
+
+
+def _with_error(values, sign=""):
+    """The mean, and the standard error where there are several."""
+    if not values:
+        return "-"
+    text = f"{np.mean(values):{sign}.3f}"
+    if len(values) > 1:
+        text += f" ± {np.std(values, ddof=1) / math.sqrt(len(values)):.3f}"
+    return text

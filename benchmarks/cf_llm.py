@@ -1,0 +1,121 @@
+"""Compares a language model that knows what similar users did with those that it should beat.
+
+    python benchmarks/cf_llm.py --all
+    python benchmarks/cf_llm.py [--data amazon-beauty] [--method sasrec cf_llm] [--few 0 128]
+                                [--answer retrieval] [--seeds 3]
+    python benchmarks/cf_llm.py --report
+
+Each question has a user's history and 20 candidates, of which one came next; the share of
+questions whose right candidate comes first is Hit@1. All methods are asked the same questions.
+`--few` trains everything on that many users; 0 is all. Set TFREC_DATA_DIR.
+
+A cell, one method with one data set and seed, runs in a process of its own, so that its peak of
+memory is its own, and writes one JSON file. One that has a file is not measured again, so a run
+that was stopped goes on where it was; a file of another budget is refused. In the end come tables.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import _harness
+import _workers
+from _cf_llm import data
+from _cf_llm import methods
+from _cf_llm import report
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "cf_llm"
+
+
+def cells(options):
+    """The cells asked for, cheap ones first; a method without a language model has no answer."""
+    order = itertools.product(
+        options.seeds_list, options.data, options.few, options.answer, options.method
+    )
+    seen = {}
+    for seed, name, few, answer, method in order:
+        answer = "none" if method in methods.WITHOUT_LANGUAGE_MODEL else answer
+        seen[method, name, few, answer, seed] = None
+    return sorted(seen, key=lambda cell: (cell[3] != "none", cell[4]))
+
+
+def file_of(folder, cell):
+    """Where a cell's record lies."""
+    method, name, few, answer, seed = cell
+    return folder / f"{name}.{method}.{answer}.few{few}.seed{seed}.json"
+
+
+def measured(folder, cell, budget):
+    """A cell's record; measures it in another process where there is none."""
+    path = file_of(folder, cell)
+    if not path.exists():
+        print(f"-- {path.stem}", flush=True)
+        command = [sys.executable, __file__, "--cell", json.dumps(cell), "--output", str(folder)]
+        command += ["--budget", json.dumps(dataclasses.asdict(budget))]
+        subprocess.run(command, check=True)
+    record = json.loads(path.read_text())
+    if record["budget"] != dataclasses.asdict(budget):
+        raise SystemExit(
+            f"{path} must be of the budget {budget}. Received: {record['budget']}. "
+            "Name another --output, or the budget of the record."
+        )
+    return record
+
+
+def run_cell(options):
+    """Measures one cell, and writes its record under another name first."""
+    cell = json.loads(options.cell)
+    method, name, few, answer, seed = cell
+    budget = methods.Budget(**json.loads(options.budget))
+    cache = _workers.cache_folder() / "cf_llm"
+    cache.mkdir(parents=True, exist_ok=True)
+    machine = _harness.machine()
+    record = methods.run(method, name, seed, few, answer, budget, cache)
+    path = file_of(options.output, cell)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(record | {"machine": machine}) + "\n")
+    os.replace(temporary, path)
+
+
+def main(arguments=None):
+    """Measures what was asked for, and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="every method, with three seeds: hours")
+    parser.add_argument("--report", action="store_true", help="only the tables of what is recorded")
+    several = {"nargs": "+"}
+    parser.add_argument("--data", choices=data.NAMES, default=["ml-100k"], **several)
+    parser.add_argument("--method", choices=methods.METHODS, default=methods.METHODS, **several)
+    parser.add_argument("--answer", choices=methods.ANSWERS, default=["retrieval"], **several)
+    parser.add_argument("--few", type=int, default=[0], help="users; 0: all", **several)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=methods.Budget.epochs)
+    parser.add_argument("--train", type=int, default=methods.Budget.train, help="users of stage 2")
+    parser.add_argument("--test", type=int, default=methods.Budget.test, help="questions")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--budget", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.cell:
+        return run_cell(options)
+    if options.all:
+        options.data, options.few, options.seeds = data.NAMES, [0, 128, 256], 3
+        options.answer = methods.ANSWERS
+    if not options.report:
+        options.seeds_list = range(options.seeds)
+        budget = methods.Budget(options.epochs, options.train, options.test)
+        for cell in cells(options):
+            measured(options.output, cell, budget)
+    return report.tables(options.output)
+
+
+if __name__ == "__main__":
+    main()
