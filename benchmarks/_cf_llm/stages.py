@@ -1,4 +1,4 @@
-"""What comes before the language model: the CF backbone and the alignment, trained once and kept."""
+"""What comes before the language model: the CF backbone and the alignment, trained once."""
 
 import json
 import time

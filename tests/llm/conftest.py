@@ -41,6 +41,12 @@ def tiny_causal_lm(dtype="float32", vocabulary_size=128):
         return keras_hub.models.LlamaCausalLM(backbone=backbone, preprocessor=None)
 
 
+def _template(user, candidates):
+    """Short, for a character is a token."""
+    template = "{user} saw {history}" if user else "Saw {history}"
+    return f"{template} of {{candidates}}: " if candidates else f"{template}, next"
+
+
 def make_recommender(answer=None, causal_lm=None, user=True, **arguments):
     """A recommender of nine items over a tiny language model; nothing is trained."""
     language_model = arguments.pop("language_model", None) or llm.SoftPromptLM(
@@ -53,7 +59,7 @@ def make_recommender(answer=None, causal_lm=None, user=True, **arguments):
     prompt = llm.RecommendationPrompt(
         Characters(),
         arguments.pop("titles", TITLES),
-        llm.prompt_template(user=user, candidates=not isinstance(answer, llm.RetrievalHead)),
+        _template(user, candidates=not isinstance(answer, llm.RetrievalHead)),
         history_length=3,
         item_tokens=arguments.pop("item_tokens", True),
         lettered=answer.lettered,

@@ -94,7 +94,7 @@ class CFAligner(keras.Model):
         self._texts = _checked_texts(texts, text_encoder, cf_backbone.item_count)
         self._has_text = _checked_has_text(has_text, cf_backbone.item_count)
         self.cf_backbone = cf_backbone
-        self.cf_backbone.trainable = False
+        self.cf_backbone.freeze()
         self.text_encoder = text_encoder
         self.joint_width = joint_width
         self.alpha = alpha

@@ -89,7 +89,7 @@ class CFLLMRecommender(keras.Model):
         self.end_token_id = _end_token_id(language_model, end_token_id)
         self._check(item_vectors, text_cf_vectors)
         if cf_backbone is not None:
-            cf_backbone.trainable = False
+            cf_backbone.freeze()
         self.item_table = self._frozen_table("item_vectors", item_vectors)
         self.text_table = self._frozen_table("text_cf_vectors", text_cf_vectors)
         rms = None if faithful else language_model.embedding_rms

@@ -157,6 +157,13 @@ class CFBackbone(keras.Model):
         table = self._items_of_history if self.separate_history else self._items
         return self.encode(table(history), history > 0, training)[:, -1]
 
+    def freeze(self) -> None:
+        """Makes all weights untrainable, for good."""
+        # Keras passes only a change on to the weights, and a model whose config says that it is not
+        # trainable is revived with weights that are.
+        self.trainable = True
+        self.trainable = False
+
     def item_vectors(self, ids: Any) -> tf.Tensor:
         """Returns the vectors of items.
 

@@ -1,0 +1,276 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_efficient import llm
+
+
+def fitted(recommender, house, epochs=2, **arguments):
+    recommender.compile(keras.optimizers.Adam(0.01), run_eagerly=True, **arguments)
+    recommender.fit(house.questions.dataset(2), epochs=epochs, verbose=0, shuffle=False)
+    return recommender
+
+
+def test_only_projections_are_trained(house):
+    recommender = house.recommender()
+    paths = {weight.path.split("/")[0] for weight in recommender.trainable_weights}
+    assert paths == {"user_projection", "item_projection"}
+    frozen = [recommender.cf_backbone, recommender.item_table, recommender.language_model.causal_lm]
+    before = [[weight.numpy() for weight in part.weights] for part in frozen]
+    projections = [weight.numpy() for weight in recommender.trainable_weights]
+    fitted(recommender, house)
+    for part, values in zip(frozen, before, strict=True):
+        for weight, value in zip(part.weights, values, strict=True):
+            np.testing.assert_array_equal(weight, value)
+    for weight, value in zip(recommender.trainable_weights, projections, strict=True):
+        assert (weight.numpy() != value).any(), weight.path
+
+
+def test_fit_lowers_the_loss_and_evaluate_reports_hits(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    recommender.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
+    data = house.questions.dataset(2)
+    before = recommender.evaluate(data, verbose=0, return_dict=True)
+    recommender.fit(data, epochs=4, verbose=0, shuffle=False)
+    after = recommender.evaluate(data, verbose=0, return_dict=True)
+    assert after["loss"] < before["loss"]
+    hits = house.questions.hits(recommender(house.inputs)).mean()
+    assert after["hit_at_1"] == pytest.approx(hits)
+
+
+def test_fit_and_predict_run_in_graphs(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12), cf_scores=True)
+    recommender.compile(keras.optimizers.Adam(0.01))
+    recommender.fit(house.questions.dataset(2), epochs=1, verbose=0, shuffle=False)
+    scores = recommender.predict(house.questions.dataset(2), verbose=0)
+    np.testing.assert_allclose(scores, recommender(house.inputs), atol=1e-5)
+
+
+def test_scores_of_the_backbone_are_added(house):
+    placed = np.random.default_rng(5).normal(size=(10, 4)).astype(np.float32)
+    answer = llm.RetrievalHead(8, 12)
+    plain = house.recommender(answer)
+    added = house.recommender(
+        llm.RetrievalHead(8, 12),
+        cf_scores=True,
+        text_cf_vectors=placed,
+        cf_backbone=plain.cf_backbone,
+    )
+    for mine, other in zip(
+        added.answer.weights + added.item_projection.weights + added.user_projection.weights,
+        plain.answer.weights + plain.item_projection.weights + plain.user_projection.weights,
+        strict=True,
+    ):
+        mine.assign(other)
+    added.cf_weights.assign([2.0, 3.0])
+    state = plain.cf_backbone.user_state(house.inputs["history"]).numpy()
+    candidates = house.inputs["candidates"]
+    of_items = plain.cf_backbone.item_vectors(candidates).numpy()
+    expected = plain(house.inputs).numpy()
+    expected = expected + 2 * np.einsum("bd,bcd->bc", state, of_items)
+    expected = expected + 3 * np.einsum("bd,bcd->bc", state, placed[candidates])
+    np.testing.assert_allclose(added(house.inputs), expected, atol=1e-4)
+
+
+def test_weights_of_added_scores_learn_only_where_scores_do(house):
+    assert house.recommender(llm.Verbalizer(), cf_scores=True).cf_weights.trainable
+    assert not house.recommender(cf_scores=True).cf_weights.trainable
+
+
+def test_faithful_keeps_dropout_in_the_frozen_backbone_and_no_size(house):
+    backbone = llm.SASRec(9, width=4, max_length=5, dropout=0.5)
+    recommender = house.recommender(faithful=True, cf_backbone=backbone)
+    inputs = {name: tf.convert_to_tensor(value) for name, value in house.inputs.items()}
+    users = [recommender.prompts(inputs, True)[1][:, 0].numpy() for _ in range(2)]
+    assert (users[0] != users[1]).any()
+    assert recommender.user_projection.rms is None
+    mended = house.recommender(cf_backbone=backbone)
+    users = [mended.prompts(inputs, training)[1][:, 0].numpy() for training in (True, False)]
+    np.testing.assert_array_equal(*users)
+    rms = mended.language_model.embedding_rms
+    np.testing.assert_allclose(np.sqrt((users[0] ** 2).mean(-1)), rms, rtol=1e-3)
+
+
+def test_text_alone_with_low_rank_weights_is_tallrec(house):
+    model = llm.SoftPromptLM(house.causal_lm(), house.characters(), lora_rank=2)
+    recommender = house.recommender(
+        llm.Verbalizer(),
+        language_model=model,
+        user=False,
+        item_tokens=False,
+        cf_backbone=None,
+        item_vectors=None,
+    )
+    assert {weight.path.rsplit("/", 1)[1] for weight in recommender.trainable_weights} == {
+        "lora_kernel_a",
+        "lora_kernel_b",
+    }
+    before = recommender(house.inputs).numpy()
+    fitted(recommender, house)
+    assert (recommender(house.inputs).numpy() != before).any()
+
+
+def test_padding_among_candidates_never_wins(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    candidates = np.array([[1, 2, 0]] * 4)
+    scores = recommender({"history": house.inputs["history"], "candidates": candidates}).numpy()
+    assert (scores[:, 2] == np.finfo(np.float32).min).all()
+
+
+def test_the_backbone_proposes_where_nobody_does(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    ids, scores = recommender.recommend(house.inputs["history"], k=4)
+    proposed = recommender.cf_backbone.top_k(house.inputs["history"], 4)[0].numpy()
+    np.testing.assert_array_equal(np.sort(ids), np.sort(proposed))
+    assert (np.diff(scores) <= 0).all()
+    ids, _ = recommender.recommend(house.inputs["history"], candidates=house.inputs["candidates"])
+    np.testing.assert_array_equal(np.sort(ids), np.sort(house.inputs["candidates"]))
+
+
+def test_a_saved_recommender_refers_to_its_language_model(house, tmp_path):
+    house.causal_lm().save_to_preset(str(tmp_path / "preset"))
+    lm = llm.SoftPromptLM(house.causal_lm(), house.characters(), str(tmp_path / "preset"))
+    placed = np.ones((10, 4), np.float32)
+    recommender = house.recommender(
+        llm.RetrievalHead(8, 12), language_model=lm, cf_scores=True, text_cf_vectors=placed
+    )
+    fitted(recommender, house, epochs=1)
+    recommender.save(tmp_path / "recommender.keras")
+    assert (tmp_path / "recommender.keras").stat().st_size < 2**20
+    with pytest.MonkeyPatch.context() as patch:
+        # The preset of the test has no tokenizer of its own.
+        made = llm.SoftPromptLM.__init__
+        patch.setattr(
+            llm.SoftPromptLM,
+            "__init__",
+            lambda self, causal_lm, tokenizer=None, *rest, **named: made(
+                self, causal_lm, house.characters(), *rest, **named
+            ),
+        )
+        revived = keras.saving.load_model(tmp_path / "recommender.keras")
+    np.testing.assert_allclose(revived(house.inputs), recommender(house.inputs), atol=1e-5)
+    saved = {weight.path for weight in recommender.weights}
+    assert not any("transformer_layer" in path for path in saved)
+
+
+@pytest.mark.parametrize("answer", [llm.CandidateLikelihood, lambda: llm.RetrievalHead(8, 12)])
+def test_a_saved_model_scores_candidates(house, tmp_path, answer):
+    recommender = house.recommender(answer())
+    recommender.export_scores(str(tmp_path / "saved"))
+    served = tf.saved_model.load(str(tmp_path / "saved"))
+    inputs = {name: tf.constant(value) for name, value in house.inputs.items()}
+    np.testing.assert_allclose(served.serve(**inputs), recommender(house.inputs), atol=1e-5)
+    fewer = {"history": inputs["history"][:1], "candidates": inputs["candidates"][:1, :2]}
+    np.testing.assert_allclose(served.serve(**fewer), recommender(fewer), atol=1e-5)
+
+
+def test_what_writes_titles_is_not_exported(house, tmp_path):
+    with pytest.raises(ValueError, match="`answer` must score without Python"):
+        house.recommender(llm.TitleGeneration(5)).export_scores(str(tmp_path))
+
+
+def test_two_replicas_train_as_one(house):
+    weights = []
+    for strategy in (
+        tf.distribute.get_strategy(),
+        tf.distribute.MirroredStrategy(
+            ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+        ),
+    ):
+        with strategy.scope():
+            recommender = house.recommender(llm.RetrievalHead(8, 12, uniformity=0.0))
+            recommender.compile(keras.optimizers.SGD(0.05))
+        data = house.questions.dataset(4)
+        recommender.fit(data, epochs=2, verbose=0, shuffle=False)
+        weights.append(recommender.user_projection.get_weights())
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_a_seed_repeats_a_run(house):
+    scores = [
+        fitted(house.recommender(llm.RetrievalHead(8, 12)), house)(house.inputs) for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_training_goes_on_from_its_last_epoch(house, tmp_path):
+    def run(epochs, stop=None):
+        recommender = house.recommender(llm.RetrievalHead(8, 12))
+        recommender.compile(keras.optimizers.Adam(0.01), run_eagerly=True)
+        callbacks = [keras.callbacks.BackupAndRestore(tmp_path / str(stop is not None))]
+        if stop is not None:
+            callbacks.append(
+                keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: 1 / 0 if epoch == stop else None
+                )
+            )
+        data = house.questions.dataset(2)
+        recommender.fit(data, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks)
+        return recommender(house.inputs).numpy()
+
+    with pytest.raises(ZeroDivisionError):
+        run(4, stop=2)
+    resumed = run(4, stop=9)
+    np.testing.assert_allclose(resumed, run(4), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"cf_backbone": None}, "`cf_backbone` must be given with {user} in the template"),
+        ({"item_vectors": None}, "`item_vectors` must be given with item tokens in the prompt"),
+        (
+            {"cf_backbone": None, "user": False, "cf_scores": True},
+            "`cf_backbone` must be given with cf_scores",
+        ),
+        (
+            {"cf_backbone": llm.SASRec(8, width=4, max_length=5)},
+            "`cf_backbone` must know the 9 items of `prompt`. Received: item_count=8",
+        ),
+        ({"item_vectors": np.zeros((9, 4))}, r"`item_vectors` must have the shape \(10, d\)"),
+        ({"text_cf_vectors": np.zeros((10, 4))}, "`text_cf_vectors` must come with"),
+        (
+            {"text_cf_vectors": np.zeros((10, 5)), "cf_scores": True},
+            "`text_cf_vectors` must be as wide as the backbone, 4",
+        ),
+        ({"end_token_id": 128}, "`end_token_id` must be a token of the language model"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(house, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        house.recommender(**arguments)
+
+
+def test_a_target_that_is_no_candidate_is_refused(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    recommender.compile("adam", run_eagerly=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="targets must be places of the cand"):
+        recommender.fit(house.inputs, np.array([0, 1, 4, 2]), verbose=0)
+
+
+def test_a_prompt_longer_than_the_language_model_reads_is_refused(house):
+    model = llm.SoftPromptLM(house.causal_lm(), house.characters(), context_length=20)
+    recommender = house.recommender(llm.RetrievalHead(8, 12), language_model=model)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have at most 20 tokens"):
+        recommender(house.inputs)
+
+
+@pytest.mark.parametrize("inputs", [np.zeros((1, 5)), {"history": np.zeros((1, 5), np.int64)}])
+def test_inputs_must_be_named(house, inputs):
+    with pytest.raises(ValueError, match='`inputs` must be a dict of "history" and "candidates"'):
+        house.recommender(llm.RetrievalHead(8, 12))(inputs)
+
+
+def test_fit_needs_targets(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    recommender.compile("adam", run_eagerly=True)
+    with pytest.raises(ValueError, match="`fit` must get targets"):
+        recommender.fit(house.inputs, verbose=0)
+
+
+def test_nobody_proposes_without_a_backbone(house):
+    recommender = house.recommender(user=False, cf_backbone=None)
+    with pytest.raises(ValueError, match="`candidates` must be given where no CF backbone"):
+        recommender.recommend(house.inputs["history"])
