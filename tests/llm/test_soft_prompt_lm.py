@@ -56,7 +56,7 @@ def causal_lm(name, **arguments):
     keras.utils.set_random_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        backbone = getattr(keras_hub.models, f"{name}Backbone")(**FAMILIES[name], **arguments)
+        backbone = getattr(keras_hub.models, f"{name}Backbone")(**FAMILIES[name] | arguments)
         make = getattr(keras_hub.models, f"{name}CausalLM")
         return make(backbone=backbone, preprocessor=None)
 
@@ -181,6 +181,78 @@ def test_a_soft_token_needs_soft_tokens():
         language_model().embed([[-1]])
 
 
+@pytest.mark.parametrize("token", [2**32 + 5, -(2**33)])
+def test_an_id_of_64_bits_is_no_other_id(token):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`token_ids` must be in"):
+        language_model().embed(np.array([[token]]), tf.zeros([1, 1, 16]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bool])
+def test_tokens_are_integers(dtype):
+    with pytest.raises(ValueError, match="`token_ids` must be integers. Received: dtype="):
+        language_model().embed(np.ones([1, 2], dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 16)])
+def test_soft_tokens_are_as_wide_as_the_model(shape):
+    message = r"`soft_tokens` must have the shape \(batch, slots, 16\). Received: shape"
+    with pytest.raises(ValueError, match=message):
+        language_model().embed([[1, -1]], tf.zeros(shape))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_each_row_has_its_soft_tokens(rows):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a row for each row of `token_ids`"):
+        language_model().embed([[1, 2], [2, 1]], tf.zeros([rows, 1, 16]))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma3"])
+@pytest.mark.parametrize("index", [2, -1])
+@pytest.mark.parametrize("run", [lambda f: f, tf.function])
+def test_tokens_outside_the_cache_are_refused(name, index, run):
+    model = language_model(name)
+    _, cache = model.prefill(model.embed(IDS[:, :2]))
+    decode = run(model.decode)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="within the capacity of the cache"):
+        decode(model.embed(IDS[:, 2:3]), cache, tf.constant(index))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="within the capacity of the cache"):
+        model.prefill(model.embed(IDS), 4)
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma", "Gemma3", "Qwen"])
+def test_the_cache_is_exact_beyond_a_sliding_window(name):
+    size = {"sliding_window": 3} if name == "Mistral" else {"sliding_window_size": 3}
+    if name != "Mistral":
+        size |= {"use_sliding_window_attention": True}
+    model = SoftPromptLM(causal_lm(name, **size))
+    embedded = model.embed(np.tile(IDS, 2))
+    begun, cache = model.prefill(embedded[:, :4], 12)
+    middle, cache = model.decode(embedded[:, 4:8], cache, 4)
+    last, _ = model.decode(embedded[:, 8:], cache, 8)
+    assert largest_gap(tf.concat([begun, middle, last], 1), model.hidden(embedded)) < 1e-5
+
+
+class Holder(keras.Model):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, ids, training=False):
+        embedded = self.model.embed(ids)
+        begun, cache = self.model.prefill(embedded[:, :2], 5)
+        rest, _ = self.model.decode(embedded[:, 2:], cache, 2)
+        return tf.concat([begun, rest], 1), self.model.hidden(embedded)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+def test_a_frozen_model_drops_nothing_in_training(name):
+    model = SoftPromptLM(causal_lm(name, dropout=0.5))
+    holder = Holder(model)
+    for states in holder(tf.constant(IDS), training=True):
+        assert largest_gap(states, model.hidden(model.embed(IDS))) < 1e-5
+    assert holder.weights == []
+
+
 def test_the_size_of_embeddings_is_measured():
     model = language_model()
     table = model.causal_lm.backbone.token_embedding.embeddings.numpy()
@@ -217,14 +289,42 @@ def test_two_replicas_compute_as_one():
         assert largest_gap(states, language_model().hidden(language_model().embed(IDS))) < 1e-5
 
 
-def test_low_rank_weights_alone_are_trained_where_asked_for():
-    model = SoftPromptLM(causal_lm("Llama"), lora_rank=2)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cache_that_is_wrong_is_known_in_any_dtype(dtype):
+    assert not SoftPromptLM(causal_lm("GPTNeoX", dtype=dtype)).supports_cache
+
+
+# Qwen's queries and values have biases.
+@pytest.mark.parametrize("name", ["Llama", "Qwen"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_low_rank_weights_alone_are_trained_where_asked_for(name, frozen):
+    model = causal_lm(name)
+    model.trainable = not frozen
+    model = SoftPromptLM(model, lora_rank=2)
     names = {weight.path.rsplit("/", 1)[1] for weight in model.trainable_weights}
     assert names == {"lora_kernel_a", "lora_kernel_b"} and len(model.trainable_weights) == 8
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(model.logits(model.hidden(model.embed(IDS)))))
     gradients = tape.gradient(loss, model.trainable_weights)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", ["GPTNeoX", "SmolLM3"])
+def test_a_family_without_low_rank_weights_is_refused(name):
+    with pytest.raises(ValueError, match=f"`lora_rank` must be None .* and {name}CausalLM"):
+        SoftPromptLM(causal_lm(name), lora_rank=2)
+
+
+def test_a_family_that_scores_tokens_otherwise_is_refused():
+    import keras_hub
+
+    sizes = {"gate_lora": 4, "mv_lora": 4, "aaa_lora": 4, "decay_lora": 4, "head_size": 8}
+    backbone = keras_hub.models.RWKV7Backbone(
+        vocabulary_size=32, num_layers=1, hidden_size=16, intermediate_dim=24, **sizes
+    )
+    model = keras_hub.models.RWKV7CausalLM(backbone=backbone, preprocessor=None)
+    with pytest.raises(ValueError, match="token embedding in reverse. Received: RWKV7CausalLM"):
+        SoftPromptLM(model)
 
 
 def test_what_is_no_language_model_is_refused():
