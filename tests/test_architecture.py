@@ -15,7 +15,7 @@ USES = {
     "coreset": {"ops"},
     "data": {"ops"},
     "embedding": {"ops"},
-    "llm": {"embedding"},
+    "llm": {"data", "embedding"},
     "optimizers": {"ops"},
     "pim": {"ops", "embedding"},
     "sampling": set(),

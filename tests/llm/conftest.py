@@ -31,7 +31,7 @@ def tiny_causal_lm(dtype="float32", vocabulary_size=128):
         warnings.simplefilter("ignore")
         backbone = keras_hub.models.LlamaBackbone(
             vocabulary_size=vocabulary_size,
-            num_layers=2,
+            num_layers=1,
             num_query_heads=2,
             num_key_value_heads=1,
             hidden_dim=16,
