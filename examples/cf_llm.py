@@ -28,10 +28,12 @@ ratings, titles = movies.ratings, movies.items["title"].tolist()
 order = np.argsort(ratings["timestamp"], kind="stable")
 users, items = ratings["user_id"][order], ratings["item_id"][order]
 sequences = [items[users == user] for user in np.unique(users)]
-texts = [f"{t}, {g.replace('|', ', ')}" for t, g in zip(titles, movies.items["genres"], strict=True)]
+texts = [
+    f"{t}, {g.replace('|', ', ')}" for t, g in zip(titles, movies.items["genres"], strict=True)
+]
 sizes = {"item_count": len(titles), "max_length": MAX_LENGTH}
 
-# The backbone learns all but the last two movies: stage 2 learns from the one, the test is the last.
+# The backbone learns all but the last two movies: one for stage 2 to learn from, one for the test.
 seen = [sequence[:-2] for sequence in sequences]
 backbone = llm.SASRec(**sizes, width=64, dropout=0.5)
 backbone.compile(keras.optimizers.Adam(1e-3))

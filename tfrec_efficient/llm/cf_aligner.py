@@ -256,7 +256,9 @@ def alignment_dataset(
         - Kim et al., KDD 2024, section 4.1; `every_position` is the row A-LLMRec_all of table 10.
     """
     check_sizes(item_count=item_count, max_length=max_length, batch_size=batch_size)
-    users, ends, arrays = [], [], []
+    users: list[int] = []
+    ends: list[int] = []
+    arrays: list[npt.NDArray[np.int64]] = []
     for number, sequence in enumerate(sequences):
         items = np.asarray(sequence, np.int64)
         if items.ndim != 1 or len(items) < 2:
@@ -283,6 +285,8 @@ def alignment_dataset(
         raise ValueError("`sequences` must hold a sequence. Received: none")
     user_of, end_of = np.array(users), np.array(ends)
 
+    epoch = 0
+
     def rows() -> Any:
         nonlocal epoch
         generator = np.random.default_rng([seed, epoch])
@@ -301,7 +305,6 @@ def alignment_dataset(
             positive = np.array([arrays[user_of[p]][end_of[p]] for p in part])
             yield {"history": history, "positive": positive, "negative": negative}
 
-    epoch = 0
     batch = tf.TensorSpec([None], tf.int64)
     dataset = tf.data.Dataset.from_generator(
         rows,

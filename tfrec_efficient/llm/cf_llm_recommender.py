@@ -99,7 +99,7 @@ class CFLLMRecommender(keras.Model):
                 language_model.width, "leaky_relu", rms, name="user_projection"
             )
             self.user_projection.build((None, cf_backbone.width))
-        if prompt.item_tokens:
+        if prompt.item_tokens and self.item_table is not None:
             self.item_projection = CFProjection(
                 language_model.width, "gelu", rms, name="item_projection"
             )
@@ -246,7 +246,7 @@ class CFLLMRecommender(keras.Model):
         if self.user_projection is not None:
             state = self.user_state(history, training and self.faithful)
             user = tf.cast(self.user_projection(state)[:, tf.newaxis], tf.float32)
-        if self.item_projection is None:
+        if self.item_projection is None or self.item_table is None:
             return tokens, user
         items = shown
         if self.prompt.lists_candidates:
@@ -360,8 +360,15 @@ class CFLLMRecommender(keras.Model):
         if vectors is None:
             return None
         vectors = np.asarray(vectors, np.float32)
+        rows, width = vectors.shape
         return EmbeddingBag(
-            *vectors.shape, combiner=None, padding_id=0, trainable=False, weights=vectors, name=name
+            rows,
+            width,
+            combiner=None,
+            padding_id=0,
+            trainable=False,
+            weights=vectors,
+            name=name,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -401,7 +408,7 @@ def _products(state: tf.Tensor, vectors: Any) -> tf.Tensor:
 
 
 def _shape(table: EmbeddingBag | None) -> list[int] | None:
-    return None if table is None else [table.input_dim, table.output_dim]
+    return None if table is None else list(table.embeddings.shape)
 
 
 @keras.saving.register_keras_serializable(package="tfrec_efficient")
