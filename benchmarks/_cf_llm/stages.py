@@ -13,6 +13,7 @@ WIDTH = 64
 _MOST_EPOCHS = 400
 _PATIENCE = 3
 _EPOCHS_BETWEEN = 5
+_FEW_EPOCHS_BETWEEN = 40
 ALIGN_EPOCHS = 20
 
 
@@ -47,12 +48,14 @@ def sasrec(sequences, seed, few, cache):
         seed=seed,
     )
     model.compile(keras.optimizers.Adam(1e-3, beta_2=0.98))
-    best, bad, weights = -1.0, 0, None
-    while bad < _PATIENCE and len(model_history(model)) < _MOST_EPOCHS:
-        model.fit(dataset, epochs=_EPOCHS_BETWEEN, verbose=0, shuffle=False)
-        model_history(model).extend([0] * _EPOCHS_BETWEEN)
+    best, bad, done, weights = -1.0, 0, 0, None
+    # An epoch of 128 users is four steps, and nothing to judge by.
+    between = _FEW_EPOCHS_BETWEEN if few else _EPOCHS_BETWEEN
+    while bad < _PATIENCE and done < _MOST_EPOCHS:
+        model.fit(dataset, epochs=between, verbose=0, shuffle=False)
+        done += between
         hits = valid.hits(cf_scores(model, valid)).mean()
-        print(f"   SASRec after {len(model_history(model))} epochs: {hits:.4f}", flush=True)
+        print(f"   SASRec after {done} epochs: {hits:.4f}", flush=True)
         bad += 1
         if hits > best:
             best, bad, weights = hits, 0, model.get_weights()
@@ -61,13 +64,6 @@ def sasrec(sequences, seed, few, cache):
     model.save_weights(path.with_suffix(".weights.h5"))
     record.write_text(json.dumps({"cpu_seconds": seconds, "validation": best}))
     return model, seconds
-
-
-def model_history(model):
-    """A list that lives as long as the model: one entry for each epoch."""
-    if not hasattr(model, "epochs_done"):
-        object.__setattr__(model, "epochs_done", [])
-    return model.epochs_done
 
 
 def cf_scores(model, questions):
@@ -85,7 +81,7 @@ def text_vectors(sequences, cache):
     """MiniLM's vectors of the texts, of shape `(items, 384)`."""
     path = cache / f"texts-{sequences.name}.npy"
     if not path.exists():
-        vectors = llm.minilm_l6().encode(sequences.texts, batch_size=64)
+        vectors = llm.minilm_l6().encode(sequences.texts, batch_size=64, verbose=False)
         np.save(path, vectors)
     return np.load(path)
 
