@@ -1,0 +1,74 @@
+"""The cells, the records and the tables of `benchmarks/cf_llm.py`; nothing long is trained."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def import_path(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_cell_runs_by_itself_and_is_not_run_again(tmp_path, capsys):
+    import cf_llm
+
+    arguments = ["--data", "ml-100k", "--method", "popularity", "--test", "40"]
+    arguments += ["--output", str(tmp_path)]
+    cf_llm.main(arguments)
+    (path,) = tmp_path.glob("*.json")
+    assert path.name == "ml-100k.popularity.none.few0.seed0.json"
+    record = json.loads(path.read_text())
+    assert len(record["hits"]) == len(record["cold"]) == 40 and 0 < np.mean(record["hits"]) < 0.6
+    written = path.stat().st_mtime_ns
+    cf_llm.main(arguments)
+    assert path.stat().st_mtime_ns == written
+    assert "popularity" in capsys.readouterr().out
+
+
+def test_a_record_of_another_budget_is_refused(tmp_path):
+    import cf_llm
+
+    cell = ("popularity", "ml-100k", 0, "none", 0)
+    record = {"budget": {"epochs": 1, "train": 1, "test": 1}}
+    cf_llm.file_of(tmp_path, cell).write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match="must be of the budget"):
+        cf_llm.measured(tmp_path, cell, cf_llm.methods.Budget())
+
+
+def test_questions_are_the_same_for_all_and_learners_are_not_validated_on():
+    from _cf_llm import data
+
+    sequences = data.Sequences(
+        "made up", [np.arange(1, 7) + user for user in range(20)], ["t"] * 60, ["t"] * 60, (), 5
+    )
+    asked = {split: data.questions(sequences, split, 99, 3) for split in ("train", "valid", "test")}
+    assert not set(asked["train"][0]) & set(asked["valid"][0])
+    assert len(asked["test"][0]) == 20
+    for users, questions in asked.values():
+        last = [sequences.items[user] for user in users]
+        place = -1 if len(users) == 20 else -2
+        assert questions.target_items.tolist() == [items[place] for items in last]
+    again = data.questions(sequences, "test", 99, 3)[1]
+    np.testing.assert_array_equal(again.candidates, asked["test"][1].candidates)
+
+
+def test_cold_items_are_those_met_least():
+    from _cf_llm import data
+
+    items = [np.array([1, 2, 3, 9, 9]), np.array([1, 2, 4, 9, 9])]
+    sequences = data.Sequences("made up", items, ["t"] * 10, ["t"] * 10, (), 5)
+    assert data.cold_items(sequences).tolist() == [5, 6, 7]
+
+
+def test_the_committed_records_make_tables(capsys):
+    import cf_llm
+
+    cf_llm.main(["--report"])
+    printed = capsys.readouterr().out
+    assert "amazon-beauty, all users" in printed and "+0.000" in printed
