@@ -154,7 +154,13 @@ def test_a_saved_recommender_refers_to_its_language_model(house, tmp_path):
     assert not any("transformer_layer" in path for path in saved)
 
 
-@pytest.mark.parametrize("answer", [llm.CandidateLikelihood, lambda: llm.RetrievalHead(8, 12)])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        llm.CandidateLikelihood,
+        pytest.param(lambda: llm.RetrievalHead(8, 12), marks=pytest.mark.slow),
+    ],
+)
 def test_a_saved_model_scores_candidates(house, tmp_path, answer):
     recommender = house.recommender(answer())
     recommender.export_scores(str(tmp_path / "saved"))
@@ -170,6 +176,7 @@ def test_what_writes_titles_is_not_exported(house, tmp_path):
         house.recommender(llm.TitleGeneration(5)).export_scores(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_two_replicas_train_as_one(house):
     weights = []
     for strategy in (
@@ -188,6 +195,7 @@ def test_two_replicas_train_as_one(house):
         np.testing.assert_allclose(one, two, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_a_run(house):
     scores = [
         fitted(house.recommender(llm.RetrievalHead(8, 12)), house)(house.inputs) for _ in range(2)

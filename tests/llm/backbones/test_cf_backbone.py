@@ -200,10 +200,12 @@ def test_the_gradient_of_a_table_has_each_row_once_and_nothing_for_padding(model
     [
         (backbones.SASRec, keras.optimizers.Adam, 0.7),
         (backbones.GRU4Rec, tfrec.optimizers.Adam, 0.7),
-        (backbones.NextItNet, tfrec.optimizers.Adam, 0.7),
+        pytest.param(*(backbones.NextItNet, tfrec.optimizers.Adam, 0.7), marks=pytest.mark.slow),
         # It does not know the order of the items.
         (backbones.MatrixFactorization, keras.optimizers.Adam, 0.45),
-        (backbones.MatrixFactorization, tfrec.optimizers.Adam, 0.45),
+        pytest.param(
+            *(backbones.MatrixFactorization, tfrec.optimizers.Adam, 0.45), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_learns_a_chain_better_than_popularity_does(model_class, optimizer_class, least):
@@ -227,7 +229,9 @@ def test_learns_a_chain_better_than_popularity_does(model_class, optimizer_class
     assert (best.numpy() == last).any(1).mean() > least
 
 
-@each_class
+@pytest.mark.parametrize(
+    "model_class", [CLASSES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CLASSES[1:])]
+)
 def test_equal_seeds_give_equal_models_and_other_seeds_others(model_class):
     def trained():
         model = small(model_class, dropout=0.3)
@@ -288,7 +292,9 @@ def test_is_saved_and_loaded(model_class, tmp_path):
     assert type(model).from_config(model.get_config()).get_config() == model.get_config()
 
 
-@each_class
+@pytest.mark.parametrize(
+    "model_class", [CLASSES[0], *(pytest.param(c, marks=pytest.mark.slow) for c in CLASSES[1:])]
+)
 def test_is_exported(model_class, tmp_path):
     model = randomize(small(model_class))
     of_ids = tf.TensorSpec((None, None), tf.int32)
