@@ -128,8 +128,8 @@ def known_cold(sequences):
 def recommender(variant, sequences, backbone, aligner, answer, seed):
     """A recommender over SmolLM2-135M, not yet trained."""
     keras.utils.set_random_seed(seed)
-    language_model = llm.SoftPromptLM(
-        llm.smollm2_135m_instruct("bfloat16"), lora_rank=LORA_RANK if variant.lora else None
+    language_model = llm.SoftPromptLM.load(
+        dtype="bfloat16", lora_rank=LORA_RANK if variant.lora else None
     )
     kinds = {
         "likelihood": llm.CandidateLikelihood,
