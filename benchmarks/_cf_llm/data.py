@@ -61,7 +61,7 @@ def load(name):
     return sequences
 
 
-def questions(sequences, split, count, seed):
+def questions(sequences, split, count, seed, negatives=NEGATIVES):
     """The same for all methods: who is asked, and the candidates, come from the seed alone.
 
     Args:
@@ -70,6 +70,7 @@ def questions(sequences, split, count, seed):
             in the others, of disjoint users: a backbone has learnt the items before that.
         count: int. How many users are asked.
         seed: int.
+        negatives: int. Wrong candidates of each question.
     """
     users = np.random.default_rng(seed).permutation(len(sequences.items))
     # Those who are validated on come first, so that another count trains on the same users.
@@ -79,7 +80,7 @@ def questions(sequences, split, count, seed):
     if split != "test":
         rows = [items[:-1] for items in rows]
     drawn = llm.CandidateQuestions.draw(
-        rows, sequences.item_count, sequences.max_length, NEGATIVES, seed=[seed, len(split)]
+        rows, sequences.item_count, sequences.max_length, negatives, seed=[seed, len(split)]
     )
     return asked, drawn
 

@@ -26,7 +26,7 @@ class Variant:
             None for no soft tokens of items.
         cold: Whether cold items take the side of their texts.
         lora: Whether low-rank weights of the language model are trained.
-        cf_scores: Whether the scores of the backbone are added.
+        added: Whether the scores of the backbone and the likeness of texts are added.
         trained: Whether there is a stage 2.
     """
 
@@ -34,12 +34,12 @@ class Variant:
     items: str | None = "joint"
     cold: bool = False
     lora: bool = False
-    cf_scores: bool = False
+    added: bool = False
     trained: bool = True
 
 
 VARIANTS = {
-    "cf_llm": Variant(cold=True, cf_scores=True),
+    "cf_llm": Variant(cold=True, added=True),
     "a_llmrec": Variant(),
     "a_llmrec_text": Variant(cold=True),
     "mlp_llm": Variant(items="cf"),
@@ -108,14 +108,14 @@ def _beyond_backbone(method, sequences, backbone, seed, few, answer, budget, cac
         cold = known_cold(sequences)
         table[cold] = aligner.cf_vectors_of_texts()[cold]
         return stages.table_scores(backbone.user_state, table, test), record
-    model = recommender(VARIANTS[method], sequences, backbone, aligner, answer, seed)
+    model = recommender(VARIANTS[method], sequences, backbone, aligner, answer, seed, cache)
+    if VARIANTS[method].added:
+        record |= calibrate(model, sequences, seed, few, test)
     if VARIANTS[method].trained:
         record |= train(model, VARIANTS[method], sequences, answer, seed, few, budget)
     begun = time.process_time()
     scores = model.predict(test.dataset(BATCH), verbose=0)
     record["answer_cpu_seconds_a_user"] = (time.process_time() - begun) / len(test)
-    if model.cf_weights is not None:
-        record["cf_weights"] = model.cf_weights.numpy().tolist()
     return scores, record
 
 
@@ -125,7 +125,7 @@ def known_cold(sequences):
     return np.array([item for item in cold if sequences.texts[item - 1].strip()], np.int64)
 
 
-def recommender(variant, sequences, backbone, aligner, answer, seed):
+def recommender(variant, sequences, backbone, aligner, answer, seed, cache):
     """A recommender over SmolLM2-135M, not yet trained."""
     keras.utils.set_random_seed(seed)
     language_model = llm.SoftPromptLM.load(
@@ -134,7 +134,7 @@ def recommender(variant, sequences, backbone, aligner, answer, seed):
     kinds = {
         "likelihood": llm.CandidateLikelihood,
         "verbalizer": llm.Verbalizer,
-        "retrieval": lambda: llm.RetrievalHead(temperature=0.5 if variant.cf_scores else 0.07),
+        "retrieval": lambda: llm.RetrievalHead(temperature=0.5 if variant.added else 0.07),
     }
     verb, past, noun = sequences.words
     prompt = llm.RecommendationPrompt(
@@ -158,8 +158,40 @@ def recommender(variant, sequences, backbone, aligner, answer, seed):
         kinds[answer](),
         cf_backbone=backbone,
         item_vectors=tables[needs_items]() if needs_items else None,
-        text_cf_vectors=aligner.cf_vectors_of_texts() if variant.cf_scores else None,
-        cf_scores=variant.cf_scores,
+        text_vectors=_of_known_texts(sequences, cache) if variant.added else None,
+        cf_scores=variant.added,
+    )
+
+
+def _of_known_texts(sequences, cache):
+    vectors = stages.text_vectors(sequences, cache)
+    has_text = np.array([bool(text.strip()) for text in sequences.texts])
+    return np.concatenate([np.zeros((1, vectors.shape[1])), vectors * has_text[:, np.newaxis]])
+
+
+def calibrate(model, sequences, seed, few, test):
+    """Fits the weights of what is added, and says how far that goes without a language model."""
+    if few:
+        questions = few_questions(sequences, few, seed, data.NEGATIVES)
+    else:
+        _, questions = data.questions(sequences, "valid", 1000, seed)
+    weights = model.calibrate(questions, batch_size=50)
+    scores = [
+        np.einsum("kqc,k->qc", [kind.numpy() for kind in model.added_scores(inputs)], weights[1:])
+        for inputs, _ in test.dataset(50)
+    ]
+    hits = test.hits(np.concatenate(scores))
+    return {
+        "score_weights": [round(float(weight), 4) for weight in weights],
+        "hits_without_language_model": [round(float(hit), 4) for hit in hits],
+    }
+
+
+def few_questions(sequences, few, seed, negatives):
+    """What the few users took next; the test asks what they took after that."""
+    rows = [sequences.items[user][:-1] for user in sequences.few(few, seed)]
+    return llm.CandidateQuestions.draw(
+        rows, sequences.item_count, sequences.max_length, negatives, seed=[seed, 7]
     )
 
 
@@ -169,20 +201,15 @@ def _padded(backbone):
 
 
 def train(model, variant, sequences, answer, seed, few, budget):
-    """Stage 2: trains on the validation items of users who are not validated on."""
-    users, questions = data.questions(sequences, "train", budget.train, seed)
-    if few:
-        users = sequences.few(few, seed)[: budget.train]
-        rows = [sequences.items[user][:-1] for user in users]
-        questions = llm.CandidateQuestions.draw(
-            rows, sequences.item_count, sequences.max_length, data.NEGATIVES, seed=[seed, 7]
-        )
+    """Stage 2: learns from the last item but one of users who are not validated on."""
+    # A retrieval head ranks the catalogue: with few wrong items it learns little.
+    negatives = data.NEGATIVES
     if answer == "retrieval":
-        rows = [sequences.items[user][:-1] for user in users]
         negatives = min(TRAIN_CANDIDATES, sequences.item_count // 2) - 1
-        questions = llm.CandidateQuestions.draw(
-            rows, sequences.item_count, sequences.max_length, negatives, seed=[seed, 8]
-        )
+    if few:
+        questions = few_questions(sequences, few, seed, negatives).take(slice(budget.train))
+    else:
+        _, questions = data.questions(sequences, "train", budget.train, seed, negatives)
     steps = -(-len(questions) // BATCH) * budget.epochs
     rate = keras.optimizers.schedules.CosineDecay(1e-3 if not variant.lora else 3e-4, steps)
     model.compile(keras.optimizers.Adam(rate, beta_2=0.98, global_clipnorm=1.0))

@@ -47,14 +47,15 @@ def test_fit_and_predict_run_in_graphs(house):
     np.testing.assert_allclose(scores, recommender(house.inputs), atol=1e-5)
 
 
-def test_scores_of_the_backbone_are_added(house):
-    placed = np.random.default_rng(5).normal(size=(10, 4)).astype(np.float32)
+def test_scores_of_the_backbone_and_of_texts_are_added(house):
+    texts = np.random.default_rng(5).normal(size=(10, 6)).astype(np.float32)
+    texts[[0, 7]] = 0
     answer = llm.RetrievalHead(8, 12)
     plain = house.recommender(answer)
     added = house.recommender(
         llm.RetrievalHead(8, 12),
         cf_scores=True,
-        text_cf_vectors=placed,
+        text_vectors=texts,
         cf_backbone=plain.cf_backbone,
     )
     for mine, other in zip(
@@ -63,19 +64,35 @@ def test_scores_of_the_backbone_are_added(house):
         strict=True,
     ):
         mine.assign(other)
-    added.cf_weights.assign([2.0, 3.0])
+    added.score_weights.assign([0.5, 2.0, 3.0, 4.0])
     state = plain.cf_backbone.user_state(house.inputs["history"]).numpy()
     candidates = house.inputs["candidates"]
     of_items = plain.cf_backbone.item_vectors(candidates).numpy()
-    expected = plain(house.inputs).numpy()
+    expected = 0.5 * plain(house.inputs).numpy()
     expected = expected + 2 * np.einsum("bd,bcd->bc", state, of_items)
-    expected = expected + 3 * np.einsum("bd,bcd->bc", state, placed[candidates])
+    known = texts.any(axis=1)
+    texts[known] -= texts[known].mean(axis=0)
+    texts[known] /= np.linalg.norm(texts[known], axis=1, keepdims=True)
+    for row, (history, asked) in enumerate(zip(house.inputs["history"], candidates, strict=True)):
+        cosines = texts[asked] @ texts[history[history > 0]].T
+        expected[row] += 3 * cosines.mean(axis=1) + 4 * cosines.max(axis=1)
     np.testing.assert_allclose(added(house.inputs), expected, atol=1e-4)
 
 
-def test_weights_of_added_scores_learn_only_where_scores_do(house):
-    assert house.recommender(llm.Verbalizer(), cf_scores=True).cf_weights.trainable
-    assert not house.recommender(cf_scores=True).cf_weights.trainable
+def test_calibrate_fits_the_weights_of_what_is_added(house):
+    texts = np.random.default_rng(5).normal(size=(10, 6))
+    recommender = house.recommender(llm.RetrievalHead(8, 12), cf_scores=True, text_vectors=texts)
+    with_language_model = recommender.calibrate(house.questions, language_model=True)
+    assert with_language_model.shape == (4,) and with_language_model[0] != 1
+    recommender.score_weights.assign([1.0, 1.0, 0.0, 0.0])
+    weights = recommender.calibrate(house.questions)
+    np.testing.assert_array_equal(weights, recommender.score_weights)
+    assert weights[0] == 1
+    assert not any(weight.name == "score_weights" for weight in recommender.trainable_weights)
+    with pytest.raises(ValueError, match="needs `cf_scores` or `text_vectors`"):
+        house.recommender().calibrate(house.questions)
+    with pytest.raises(ValueError, match="must hold a question"):
+        recommender.calibrate(house.questions.take(slice(0)))
 
 
 def test_faithful_keeps_dropout_in_the_frozen_backbone_and_no_size(house):
@@ -131,9 +148,9 @@ def test_the_backbone_proposes_where_nobody_does(house):
 def test_a_saved_recommender_refers_to_its_language_model(house, tmp_path):
     house.causal_lm().save_to_preset(str(tmp_path / "preset"))
     lm = llm.SoftPromptLM(house.causal_lm(), house.characters(), str(tmp_path / "preset"))
-    placed = np.ones((10, 4), np.float32)
+    texts = np.random.default_rng(0).normal(size=(10, 4))
     recommender = house.recommender(
-        llm.RetrievalHead(8, 12), language_model=lm, cf_scores=True, text_cf_vectors=placed
+        llm.RetrievalHead(8, 12), language_model=lm, cf_scores=True, text_vectors=texts
     )
     fitted(recommender, house, epochs=1)
     recommender.save(tmp_path / "recommender.keras")
@@ -238,11 +255,7 @@ def test_training_goes_on_from_its_last_epoch(house, tmp_path):
             "`cf_backbone` must know the 9 items of `prompt`. Received: item_count=8",
         ),
         ({"item_vectors": np.zeros((9, 4))}, r"`item_vectors` must have the shape \(10, d\)"),
-        ({"text_cf_vectors": np.zeros((10, 4))}, "`text_cf_vectors` must come with"),
-        (
-            {"text_cf_vectors": np.zeros((10, 5)), "cf_scores": True},
-            "`text_cf_vectors` must be as wide as the backbone, 4",
-        ),
+        ({"text_vectors": np.zeros((9, 4))}, r"`text_vectors` must have the shape \(10, d\)"),
         ({"end_token_id": 128}, "`end_token_id` must be a token of the language model"),
     ],
 )

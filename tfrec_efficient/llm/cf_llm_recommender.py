@@ -8,8 +8,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfrec_efficient.embedding.embedding_bag import EmbeddingBag
+from tfrec_efficient.llm._added_scores import directions
+from tfrec_efficient.llm._added_scores import fitted_weights
+from tfrec_efficient.llm._added_scores import likenesses
+from tfrec_efficient.llm._added_scores import products
 from tfrec_efficient.llm.answers import Answer
 from tfrec_efficient.llm.answers import CandidateLikelihood
+from tfrec_efficient.llm.candidate_questions import CandidateQuestions
 from tfrec_efficient.llm.cf_projection import CFProjection
 from tfrec_efficient.llm.prompt import RecommendationPrompt
 
@@ -23,14 +28,15 @@ class CFLLMRecommender(keras.Model):
     `CFAligner` and of the CF backbone's state of the user. Only the two projections, and what the
     answer needs, are trained; the gradient goes through the language model and changes nothing.
 
-    With `cf_scores`, what the backbone itself thinks of a candidate is added to the score:
+    With `cf_scores`, what the backbone itself thinks of a candidate is added to the score, and with
+    `text_vectors`, how alike the candidate's text and those of the history are:
 
-        `score = score of the language model + a x . E + b x . r`
+        `score = a score of the language model + b x . E + c mean cos(Q, Q_h) + d max cos(Q, Q_h)`
 
-    with the backbone's state `x` and item vector `E`, and with the place `r` of the item's text in
-    the backbone's space. `a` starts at 1 and `b` at 0; both learn, but with answers that are
-    trained on titles, which see no scores. A small language model then need only learn what the
-    backbone gets wrong.
+    with the backbone's state `x` and item vector `E`, and with the vectors `Q` of the candidate's
+    text and `Q_h` of the texts of the history, less the mean over all items. The weights are 1, 1,
+    0 and 0 until `calibrate` fits them to questions. A small language model then need only learn
+    what these get wrong.
 
     Without `cf_backbone` and `item_vectors`, and with a template that has no `{user}`, it is a
     text-only recommender; with `lora_rank` in the language model, one in the manner of TALLRec.
@@ -43,8 +49,9 @@ class CFLLMRecommender(keras.Model):
         cf_backbone: A trained `CFBackbone`, which is frozen, or None. Defaults to None.
         item_vectors: Array of shape `(item_count + 1, d)`, row 0 for the padding, as
             `CFAligner.item_vectors` gives, or None. It is not trained. Defaults to None.
-        text_cf_vectors: Array of shape `(item_count + 1, backbone.width)`, as
-            `CFAligner.cf_vectors_of_texts` gives, or None. Defaults to None.
+        text_vectors: Array of shape `(item_count + 1, d_text)`, row 0 for the padding, as
+            `TextEncoder.encode` gives, or None. Rows of zeros are items without text.
+            Defaults to None.
         cf_scores: bool. Whether the backbone's scores are added. Defaults to False.
         end_token_id: int or None. The token that ends an answer. None asks the tokenizer.
             Defaults to None.
@@ -74,7 +81,7 @@ class CFLLMRecommender(keras.Model):
         answer: Answer | None = None,
         cf_backbone: Any = None,
         item_vectors: Any = None,
-        text_cf_vectors: Any = None,
+        text_vectors: Any = None,
         cf_scores: bool = False,
         end_token_id: int | None = None,
         faithful: bool = False,
@@ -87,11 +94,13 @@ class CFLLMRecommender(keras.Model):
         self.cf_scores = cf_scores
         self.faithful = faithful
         self.end_token_id = _end_token_id(language_model, end_token_id)
-        self._check(item_vectors, text_cf_vectors)
+        self._check(item_vectors, text_vectors)
         if cf_backbone is not None:
             cf_backbone.freeze()
         self.item_table = self._frozen_table("item_vectors", item_vectors)
-        self.text_table = self._frozen_table("text_cf_vectors", text_cf_vectors)
+        if text_vectors is not None:
+            text_vectors = directions(text_vectors)
+        self.text_table = self._frozen_table("text_vectors", text_vectors)
         rms = None if faithful else language_model.embedding_rms
         self.user_projection = self.item_projection = None
         if prompt.has_user:
@@ -106,15 +115,14 @@ class CFLLMRecommender(keras.Model):
             self.item_projection.build((None, None, self.item_table.output_dim))
         self.answer = CandidateLikelihood() if answer is None else answer
         self.answer.prepare(self)
-        self.cf_weights = None
-        if cf_scores:
-            self.cf_weights = self.add_weight(
-                name="cf_weights",
-                shape=(2,),
-                initializer=_first_alone,
-                dtype="float32",
-                trainable=self.answer.learns_from_scores,
-            )
+        first = [1.0] + [1.0] * cf_scores + [0.0, 0.0] * (text_vectors is not None)
+        self.score_weights = self.add_weight(
+            name="score_weights",
+            shape=(len(first),),
+            initializer=keras.initializers.Constant(first),
+            dtype="float32",
+            trainable=False,
+        )
         # Low-rank weights of the language model are trained and saved here; it is not.
         self._of_language_model = list(language_model.trainable_weights)
         self.loss_tracker = keras.metrics.Mean(name="loss")
@@ -123,14 +131,14 @@ class CFLLMRecommender(keras.Model):
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
         inputs = _as_inputs(inputs)
-        scores = self.answer.scores(self, inputs, training) + self._added(inputs)
+        scores = self.with_added(self.answer.scores(self, inputs, training), inputs)
         # Padding never wins.
         return tf.where(inputs["candidates"] > 0, scores, scores.dtype.min)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         inputs, target = _as_row_and_target(data)
         with tf.GradientTape() as tape:
-            losses = self.answer.losses(self, inputs, target, self._added(inputs), True)
+            losses = self.answer.losses(self, inputs, target, True)
             loss = tf.reduce_mean(losses)
             # Gradients of replicas are summed.
             shared = loss / tf.distribute.get_strategy().num_replicas_in_sync
@@ -142,7 +150,7 @@ class CFLLMRecommender(keras.Model):
 
     def test_step(self, data: Any) -> dict[str, Any]:
         inputs, target = _as_row_and_target(data)
-        losses = self.answer.losses(self, inputs, target, self._added(inputs), False)
+        losses = self.answer.losses(self, inputs, target, False)
         self.loss_tracker.update_state(losses)
         self.hits.update_state(target, self(inputs, training=False))
         return {"loss": self.loss_tracker.result(), "hit_at_1": self.hits.result()}
@@ -150,6 +158,45 @@ class CFLLMRecommender(keras.Model):
     @property
     def metrics(self) -> list[Any]:
         return [self.loss_tracker, self.hits]
+
+    def calibrate(
+        self, questions: CandidateQuestions, language_model: bool = False, batch_size: int = 4
+    ) -> npt.NDArray[np.float32]:
+        """Fits the weights of what is added to the language model's scores.
+
+        They become those under which the right candidates are the likeliest, in a conditional logit
+        with a standard normal prior; there are at most four, so that a hundred questions do. Ask
+        what the backbone has not learnt, or it is trusted too much. The usual order is `calibrate`,
+        then `fit`, in which the language model learns what the others get wrong.
+
+        Args:
+            questions: `CandidateQuestions`.
+            language_model: bool. Whether the weight of the language model is fitted too, which
+                takes its forward passes; otherwise it stays. Ask users that it was not trained on.
+                Defaults to False.
+            batch_size: int. Defaults to 4.
+
+        Returns:
+            The weights: language model, backbone, mean cosine and highest cosine, those there are.
+
+        Raises:
+            ValueError: There is nothing to add, or no question.
+        """
+        if not self.cf_scores and self.text_table is None:
+            raise ValueError("`calibrate` needs `cf_scores` or `text_vectors`. Received: neither")
+        if not len(questions):
+            raise ValueError("`questions` must hold a question. Received: none")
+        parts = []
+        for inputs, _ in questions.dataset(batch_size):
+            kinds = self.added_scores(inputs)
+            if language_model:
+                kinds = [self.answer.scores(self, inputs, False), *kinds]
+            parts.append(np.stack([kind.numpy() for kind in kinds], axis=2))
+        fitted = fitted_weights(np.concatenate(parts), questions.target, questions.candidates > 0)
+        if not language_model:
+            fitted = np.concatenate([self.score_weights.numpy()[:1], fitted])
+        self.score_weights.assign(fitted)
+        return fitted
 
     def recommend(
         self, history: npt.ArrayLike, k: int = 20, candidates: npt.ArrayLike | None = None
@@ -286,19 +333,24 @@ class CFLLMRecommender(keras.Model):
         state = self.cf_backbone.user_state(history, training=training)
         return tf.cast(tf.stop_gradient(state), tf.float32)
 
-    def first_token(self, text: str, follows: str) -> int:
+    def with_added(self, scores: tf.Tensor, inputs: Any) -> tf.Tensor:
+        """The language model's scores, weighted, with all that is added to them."""
+        kinds = tf.stack([scores, *self.added_scores(inputs)], axis=2)
+        return tf.linalg.matvec(kinds, self.score_weights)
+
+    def first_token(self, text: str) -> int:
         """The first token of a text."""
         return int(self.language_model.tokenizer.tokenize([text])[0][0])
 
-    def _added(self, inputs: Any) -> tf.Tensor:
-        candidates = inputs["candidates"]
-        if self.cf_weights is None:
-            return tf.zeros(tf.shape(candidates), tf.float32)
-        state = self.user_state(inputs["history"])
-        vectors = self.cf_backbone.item_vectors(candidates)
-        added = self.cf_weights[0] * _products(state, vectors)
+    def added_scores(self, inputs: Any) -> list[tf.Tensor]:
+        """What is added, each of shape `(batch, candidates)`, in the order of the weights."""
+        history, candidates = inputs["history"], inputs["candidates"]
+        added = []
+        if self.cf_scores:
+            vectors = self.cf_backbone.item_vectors(candidates)
+            added.append(products(self.user_state(history), vectors))
         if self.text_table is not None:
-            added += self.cf_weights[1] * _products(state, self.text_table(candidates))
+            added.extend(likenesses(self.text_table, history, candidates))
         return added
 
     def _write(self, prompt: tf.Tensor, soft_tokens: tf.Tensor, max_tokens: int) -> list[int]:
@@ -316,7 +368,7 @@ class CFLLMRecommender(keras.Model):
                 model.embed(tf.constant([[token]])), cache, start + len(written) - 1
             )
 
-    def _check(self, item_vectors: Any, text_cf_vectors: Any) -> None:
+    def _check(self, item_vectors: Any, text_vectors: Any) -> None:
         needs = {
             "cf_backbone": (
                 self.cf_backbone,
@@ -337,11 +389,7 @@ class CFLLMRecommender(keras.Model):
                 f"`cf_backbone` must know the {count} items of `prompt`. "
                 f"Received: item_count={self.cf_backbone.item_count}"
             )
-        if text_cf_vectors is not None and not self.cf_scores:
-            raise ValueError(
-                "`text_cf_vectors` must come with `cf_scores=True`. Received: cf_scores=False"
-            )
-        for name, table in (("item_vectors", item_vectors), ("text_cf_vectors", text_cf_vectors)):
+        for name, table in (("item_vectors", item_vectors), ("text_vectors", text_vectors)):
             if table is None:
                 continue
             shape = np.shape(table)
@@ -350,11 +398,6 @@ class CFLLMRecommender(keras.Model):
                     f"`{name}` must have the shape ({count + 1}, d), row 0 for the padding. "
                     f"Received: shape {shape}"
                 )
-        if text_cf_vectors is not None and shape[1] != self.cf_backbone.width:
-            raise ValueError(
-                f"`text_cf_vectors` must be as wide as the backbone, {self.cf_backbone.width}. "
-                f"Received: shape {shape}"
-            )
 
     def _frozen_table(self, name: str, vectors: Any) -> EmbeddingBag | None:
         if vectors is None:
@@ -380,7 +423,7 @@ class CFLLMRecommender(keras.Model):
             answer=serialize(self.answer),
             cf_backbone=None if self.cf_backbone is None else serialize(self.cf_backbone),
             item_vectors=_shape(self.item_table),
-            text_cf_vectors=_shape(self.text_table),
+            text_vectors=_shape(self.text_table),
             cf_scores=self.cf_scores,
             end_token_id=self.end_token_id,
             faithful=self.faithful,
@@ -397,23 +440,14 @@ class CFLLMRecommender(keras.Model):
             config["language_model"].tokenizer, **config["prompt"]
         )
         # The values are weights of the file, and come after.
-        for name in ("item_vectors", "text_cf_vectors"):
+        for name in ("item_vectors", "text_vectors"):
             if config[name] is not None:
                 config[name] = np.zeros(config[name], np.float32)
         return cls(**config)
 
 
-def _products(state: tf.Tensor, vectors: Any) -> tf.Tensor:
-    return tf.einsum("bd,bcd->bc", state, tf.cast(vectors, tf.float32))
-
-
 def _shape(table: EmbeddingBag | None) -> list[int] | None:
     return None if table is None else list(table.embeddings.shape)
-
-
-@keras.saving.register_keras_serializable(package="tfrec_efficient")
-def _first_alone(shape: Any, dtype: Any = None) -> Any:
-    return tf.constant([1.0, 0.0], dtype)
 
 
 def _end_token_id(language_model: Any, end_token_id: int | None) -> int:

@@ -35,9 +35,8 @@ def test_scores_are_log_likelihoods_of_titles(house, normalize, reuse_prefix):
 
 def test_the_loss_is_that_of_the_right_title(house):
     recommender = house.recommender()
-    losses = recommender.answer.losses(
-        recommender, recommender_inputs(house), house.questions.target, 0.0, False
-    )
+    inputs = recommender_inputs(house)
+    losses = recommender.answer.losses(recommender, inputs, house.questions.target, False)
     scores = recommender(house.inputs).numpy()
     right = np.take_along_axis(scores, house.questions.target[:, None], 1)[:, 0]
     np.testing.assert_allclose(losses, -right, rtol=1e-5)

@@ -38,7 +38,7 @@ def test_it_is_trained_as_likelihoods_are(house):
     losses = []
     for answer in (llm.TitleGeneration(5), llm.CandidateLikelihood()):
         recommender = house.recommender(answer)
-        losses.append(answer.losses(recommender, inputs, house.questions.target, 0.0, False))
+        losses.append(answer.losses(recommender, inputs, house.questions.target, False))
     np.testing.assert_array_equal(*losses)
 
 

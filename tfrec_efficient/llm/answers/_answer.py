@@ -10,13 +10,11 @@ import tensorflow as tf
 class Answer(keras.layers.Layer, abc.ABC):
     """How a recommender asks its language model, learns from it, and gets scores out of it.
 
-    Subclasses say with `lists_candidates` and `lettered` what the prompt must look like, and with
-    `learns_from_scores` whether their loss is one of scores.
+    Subclasses say with `lists_candidates` and `lettered` what the prompt must look like.
     """
 
     lists_candidates: bool | None = None
     lettered = False
-    learns_from_scores = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -39,9 +37,7 @@ class Answer(keras.layers.Layer, abc.ABC):
         self.built = True
 
     @abc.abstractmethod
-    def losses(
-        self, recommender: Any, inputs: Any, target: Any, added: Any, training: bool
-    ) -> tf.Tensor:
+    def losses(self, recommender: Any, inputs: Any, target: Any, training: bool) -> tf.Tensor:
         """The loss of each row, of shape `(batch,)`.
 
         Args:
@@ -49,7 +45,6 @@ class Answer(keras.layers.Layer, abc.ABC):
             inputs: dict of `"history"` `(batch, max_length)` and `"candidates"`
                 `(batch, candidates)`.
             target: Integers of shape `(batch,)`: the place of the right candidate.
-            added: Scores of shape `(batch, candidates)` to add to those of the language model.
             training: bool.
         """
 

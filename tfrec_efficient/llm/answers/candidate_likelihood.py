@@ -20,8 +20,8 @@ class CandidateLikelihood(Answer):
     cheap as a pass for each. It is trained, as published, on the title of the right item alone:
     the mean cross-entropy of its tokens and of the token that ends the answer.
 
-    Scores that are added to those of the language model are not seen in training, so their weights
-    do not learn with this answer.
+    Scores that are added to those of the language model are not seen in training; afterwards, fit
+    all weights by `CFLLMRecommender.calibrate(questions, language_model=True)`.
 
     Args:
         normalize: bool. Divides the log-likelihood by the number of tokens; else long titles are
@@ -48,9 +48,7 @@ class CandidateLikelihood(Answer):
             )
         super().prepare(recommender)
 
-    def losses(
-        self, recommender: Any, inputs: Any, target: Any, added: Any, training: bool
-    ) -> tf.Tensor:
+    def losses(self, recommender: Any, inputs: Any, target: Any, training: bool) -> tf.Tensor:
         prompts, soft_tokens = recommender.prompts(inputs, training)
         right = tf.gather(tf.convert_to_tensor(inputs["candidates"]), target, batch_dims=1)
         return next_token_losses(

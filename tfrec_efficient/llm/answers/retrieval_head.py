@@ -46,7 +46,6 @@ class RetrievalHead(Answer):
     """
 
     lists_candidates = False
-    learns_from_scores = True
 
     def __init__(
         self,
@@ -95,11 +94,10 @@ class RetrievalHead(Answer):
         tower.build((None, input_width))
         return tower
 
-    def losses(
-        self, recommender: Any, inputs: Any, target: Any, added: Any, training: bool
-    ) -> tf.Tensor:
+    def losses(self, recommender: Any, inputs: Any, target: Any, training: bool) -> tf.Tensor:
         query = self._queries(recommender, inputs, training)
-        scores = self._scores_of(recommender, query, inputs["candidates"]) + added
+        scores = self._scores_of(recommender, query, inputs["candidates"])
+        scores = recommender.with_added(scores, inputs)
         losses = cross_entropies(scores, target, inputs["candidates"])
         state = self._state(recommender.user_state(inputs["history"]))
         gap = tf.reduce_sum(tf.math.squared_difference(query, state), axis=1)

@@ -41,9 +41,7 @@ class TitleGeneration(Answer):
         refuse_empty_titles(recommender, "TitleGeneration")
         super().prepare(recommender)
 
-    def losses(
-        self, recommender: Any, inputs: Any, target: Any, added: Any, training: bool
-    ) -> tf.Tensor:
+    def losses(self, recommender: Any, inputs: Any, target: Any, training: bool) -> tf.Tensor:
         prompts, soft_tokens = recommender.prompts(inputs, training)
         right = tf.gather(tf.convert_to_tensor(inputs["candidates"]), target, batch_dims=1)
         return next_token_losses(

@@ -28,22 +28,19 @@ class Verbalizer(Answer):
 
     lists_candidates = True
     lettered = True
-    learns_from_scores = True
 
     def prepare(self, recommender: Any) -> None:
         super().prepare(recommender)
         # The token of the letter itself, as it stands in the list.
-        self._letters = [recommender.first_token(f"{letter}: ", follows="") for letter in LETTERS]
+        self._letters = [recommender.first_token(f"{letter}: ") for letter in LETTERS]
         if len(set(self._letters)) != len(LETTERS):
             raise ValueError(
                 "`language_model` must have a token of its own for every letter. Received: "
                 f"{len(set(self._letters))} tokens for {len(LETTERS)} letters"
             )
 
-    def losses(
-        self, recommender: Any, inputs: Any, target: Any, added: Any, training: bool
-    ) -> tf.Tensor:
-        scores = self.scores(recommender, inputs, training) + added
+    def losses(self, recommender: Any, inputs: Any, target: Any, training: bool) -> tf.Tensor:
+        scores = recommender.with_added(self.scores(recommender, inputs, training), inputs)
         return cross_entropies(scores, target, inputs["candidates"])
 
     def scores(self, recommender: Any, inputs: Any, training: bool) -> tf.Tensor:
