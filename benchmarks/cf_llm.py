@@ -3,11 +3,13 @@
     python benchmarks/cf_llm.py --all
     python benchmarks/cf_llm.py [--data amazon-beauty] [--method sasrec cf_llm] [--few 0 128]
                                 [--answer retrieval] [--seeds 3]
+    python benchmarks/cf_llm.py --timings
     python benchmarks/cf_llm.py --report
 
 Each question has a user's history and 20 candidates, of which one came next; the share of
 questions whose right candidate comes first is Hit@1. All methods are asked the same questions.
-`--few` trains everything on that many users; 0 is all. Set TFREC_DATA_DIR.
+`--few` trains everything on that many users; 0 is all. With --data ml-100k-to-amazon-beauty, all is
+trained on the one and asked about the other. Set TFREC_DATA_DIR.
 
 A cell, one method with one data set and seed, runs in a process of its own, so that its peak of
 memory is its own, and writes one JSON file. One that has a file is not measured again, so a run
@@ -30,8 +32,10 @@ import _workers
 from _cf_llm import data
 from _cf_llm import methods
 from _cf_llm import report
+from _cf_llm import timings
 
 HERE = Path(__file__).parent
+ACROSS = "ml-100k-to-amazon-beauty"
 RESULTS = HERE / "results" / "cf_llm"
 
 
@@ -55,7 +59,7 @@ def file_of(folder, cell):
 
 def measured(folder, cell, budget):
     """A cell's record; measures it in another process where there is none."""
-    path = file_of(folder, cell)
+    path, budget = file_of(folder, cell), methods.budget_of(cell[0], budget)
     if not path.exists():
         print(f"-- {path.stem}", flush=True)
         command = [sys.executable, __file__, "--cell", json.dumps(cell), "--output", str(folder)]
@@ -79,9 +83,20 @@ def run_cell(options):
     cache.mkdir(parents=True, exist_ok=True)
     machine = _harness.machine()
     record = methods.run(method, name, seed, few, answer, budget, cache)
-    path = file_of(options.output, cell)
+    _write(file_of(options.output, cell), record | {"machine": machine})
+
+
+def time_part(folder, name):
+    """Measures `inference` or `step` of `timings.py` in this process, if that is not recorded."""
+    path = folder / f"timings.{name}.json"
+    if not path.exists():
+        machine = _harness.machine()
+        _write(path, getattr(timings, name)() | {"machine": machine})
+
+
+def _write(path, record):
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(record | {"machine": machine}) + "\n")
+    temporary.write_text(json.dumps(record) + "\n")
     os.replace(temporary, path)
 
 
@@ -90,8 +105,10 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every method, with three seeds: hours")
     parser.add_argument("--report", action="store_true", help="only the tables of what is recorded")
+    parser.add_argument("--timings", action="store_true", help="of an answer, and of a step")
+    parser.add_argument("--part", choices=("inference", "step"), help=argparse.SUPPRESS)
     several = {"nargs": "+"}
-    parser.add_argument("--data", choices=data.NAMES, default=["ml-100k"], **several)
+    parser.add_argument("--data", choices=(*data.NAMES, ACROSS), default=["ml-100k"], **several)
     parser.add_argument("--method", choices=methods.METHODS, default=methods.METHODS, **several)
     parser.add_argument("--answer", choices=methods.ANSWERS, default=["retrieval"], **several)
     parser.add_argument("--few", type=int, default=[0], help="users; 0: all", **several)
@@ -105,16 +122,25 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     if options.cell:
-        return run_cell(options)
+        run_cell(options)
+        return
+    if options.part:
+        time_part(options.output, options.part)
+        return
+    if options.timings or options.all:
+        for part in ("step", "inference"):
+            command = [sys.executable, __file__, "--part", part, "--output", str(options.output)]
+            subprocess.run(command, check=True)
     if options.all:
-        options.data, options.few, options.seeds = data.NAMES, [0, 128, 256], 3
+        options.data, options.few, options.seeds = (*data.NAMES, ACROSS), [0, 128, 256], 3
         options.answer = methods.ANSWERS
-    if not options.report:
+    if not (options.report or options.timings):
         options.seeds_list = range(options.seeds)
         budget = methods.Budget(options.epochs, options.train, options.test)
         for cell in cells(options):
             measured(options.output, cell, budget)
-    return report.tables(options.output)
+    report.tables(options.output)
+    report.timings(options.output)
 
 
 if __name__ == "__main__":

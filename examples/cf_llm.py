@@ -3,7 +3,8 @@
     pip install '.[llm]' && python examples/cf_llm.py [users to learn from] [users to ask]
 
 SASRec learns who watches what after what; stage 1 aligns its item vectors with the texts of the
-movies; stage 2 trains two projections that put both in front of SmolLM2-135M as soft tokens.
+movies; `calibrate` weighs what SASRec says, and how alike texts are; stage 2 trains two projections
+that put all this in front of SmolLM2-135M as soft tokens, to learn what the others get wrong.
 """
 
 import os
@@ -19,7 +20,7 @@ from tfrec_efficient import data
 from tfrec_efficient import llm
 
 MAX_LENGTH = 50
-learners, asked = (int(n) for n in (sys.argv[1:] + ["300", "60"][len(sys.argv) - 1 :]))
+learners, asked = (int(n) for n in (sys.argv[1:] + ["100", "60"][len(sys.argv) - 1 :]))
 keras.utils.set_random_seed(0)
 
 # What each user watched, in the order of time; of equal timestamps, the row further down is later.
@@ -40,7 +41,8 @@ backbone.compile(keras.optimizers.Adam(1e-3))
 batches = llm.sequence_dataset(seen, **sizes, batch_size=32, negatives=100, share_negatives=True)
 backbone.fit(batches, epochs=60, verbose=2, shuffle=False)
 
-aligner = llm.CFAligner(backbone, llm.minilm_l6().encode(texts))
+text_vectors = llm.minilm_l6().encode(texts)
+aligner = llm.CFAligner(backbone, text_vectors)
 aligner.compile(keras.optimizers.Adam(1e-3))
 pairs = llm.alignment_dataset(seen, **sizes, batch_size=128, every_position=True).take(500)
 aligner.fit(pairs.cache(), epochs=10, verbose=2, shuffle=False)
@@ -49,18 +51,23 @@ language_model = llm.SoftPromptLM.load(dtype="bfloat16")
 recommender = llm.CFLLMRecommender(
     language_model,
     llm.RecommendationPrompt(
-        language_model.tokenizer, titles, llm.prompt_template(candidates=False)
+        language_model.tokenizer,
+        titles,
+        llm.prompt_template(candidates=False),
+        history_length=6,
     ),
     llm.RetrievalHead(temperature=0.5),
     backbone,
     aligner.item_vectors(),
-    aligner.cf_vectors_of_texts(),
+    text_vectors=np.pad(text_vectors, [(1, 0), (0, 0)]),  # row 0 is the padding
     cf_scores=True,
 )
+# The last movie but one of users who are not asked about later.
+rows = [sequence[:-1] for sequence in sequences[asked:]]
+weights = recommender.calibrate(llm.CandidateQuestions.draw(rows, **sizes), batch_size=64)
+print(f"weights of the language model, SASRec, and texts (mean, closest): {weights.round(2)}")
 recommender.compile(keras.optimizers.Adam(1e-3, beta_2=0.98))
-learn = llm.CandidateQuestions.draw(
-    [s[:-1] for s in sequences[asked : asked + learners]], **sizes, negatives=499
-)
+learn = llm.CandidateQuestions.draw(rows[:learners], **sizes, negatives=499)
 recommender.fit(learn.dataset(4, shuffle_seed=0), epochs=2, verbose=2, shuffle=False)
 
 ask = llm.CandidateQuestions.draw(sequences[:asked], **sizes)

@@ -10,7 +10,7 @@ import numpy as np
 def tables(folder):
     """Prints Hit@1 of all, of cold and of warm items, with seconds and memory, by data set."""
     groups = collections.defaultdict(lambda: collections.defaultdict(list))
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*.seed*.json")):
         name, method, answer, few, seed = path.stem.rsplit(".", 4)
         groups[name, few][method, answer].append((seed, json.loads(path.read_text())))
     for (name, few), rows in sorted(groups.items()):
@@ -25,16 +25,47 @@ def tables(folder):
             _row(method, answer, records, of_sasrec)
 
 
+def timings(folder):
+    """Prints what an answer and a step take, if it is recorded."""
+    path = folder / "timings.inference.json"
+    if path.exists():
+        record = json.loads(path.read_text())
+        ours = record["likelihood"]
+        print(
+            f"\n{'a user, 20 candidates':24}{'wall s':>8}{'CPU s':>8}"
+            f"{'/ likelihood (quartiles)':>28}"
+        )
+        for name, clocks in record.items():
+            if name == "machine":
+                continue
+            low, median, high = np.quantile(
+                np.divide(clocks["wall"], ours["wall"]), [0.25, 0.5, 0.75]
+            )
+            wall, cpu = (np.median(clocks[clock]) / 1e3 for clock in ("wall", "cpu"))
+            print(f"{name:24}{wall:8.2f}{cpu:8.2f}{median:12.2f}x ({low:.2f} to {high:.2f})")
+    path = folder / "timings.step.json"
+    if path.exists():
+        record = json.loads(path.read_text())
+        seconds = np.median(record["cpu_seconds_a_user"])
+        length = np.mean(record["longest_prompts"])
+        print(
+            f"\na step: {seconds:.2f} CPU s a user, longest prompts of {length:.0f} tokens, ",
+            end="",
+        )
+        print(f"peak {record['peak_gb']:.1f} GB")
+
+
 def _row(method, answer, records, of_sasrec):
     hits = [np.mean(record["hits"]) for _, record in records]
     cold, warm = (
         [_share(record, kind) for _, record in records if any(np.equal(record["cold"], kind))]
         for kind in (True, False)
     )
+    # The first users of a seed are the same, whatever the number of questions.
     paired = [
-        np.mean(record["hits"]) - np.mean(of_sasrec[seed]["hits"])
+        np.mean(record["hits"]) - np.mean(of_sasrec[seed]["hits"][: len(record["hits"])])
         for seed, record in records
-        if seed in of_sasrec and of_sasrec[seed]["users"] == record["users"]
+        if seed in of_sasrec and len(of_sasrec[seed]["hits"]) >= len(record["hits"])
     ]
     minutes = np.mean([record["cpu_seconds"] for _, record in records]) / 60
     peak = max(record["peak_gb"] for _, record in records)

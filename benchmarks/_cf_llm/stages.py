@@ -10,6 +10,7 @@ from _cf_llm import data
 from tfrec_efficient import llm
 
 WIDTH = 64
+TEXT_WIDTH = 384
 _MOST_EPOCHS = 400
 _PATIENCE = 3
 _EPOCHS_BETWEEN = 5
@@ -112,6 +113,19 @@ def aligner(sequences, backbone, seed, few, cache):
     model.save_weights(path.with_suffix(".weights.h5"))
     record.write_text(json.dumps({"cpu_seconds": seconds}))
     return model, seconds
+
+
+def for_other_items(backbone, aligner, sequences, cache):
+    """The backbone and the aligner for items of another domain, placed by their texts alone."""
+    placed = llm.SASRec(sequences.item_count, WIDTH, max_length=sequences.max_length, dropout=0.5)
+    has_text = np.array([bool(text.strip()) for text in sequences.texts])
+    moved = llm.CFAligner(placed, text_vectors(sequences, cache), has_text, beta=0.5)
+    for mine, theirs in zip(moved.trainable_weights, aligner.trainable_weights, strict=True):
+        mine.assign(theirs)
+    table = moved.cf_vectors_of_texts()
+    for mine, theirs in zip(placed.weights, backbone.weights, strict=True):
+        mine.assign(table if mine.shape == table.shape else theirs)
+    return placed, moved
 
 
 def table_scores(state_of, table, questions):

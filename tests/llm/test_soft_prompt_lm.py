@@ -362,3 +362,16 @@ def test_a_preset_in_a_folder_is_referred_to_by_the_folder(tmp_path):
 def test_an_unknown_reference_is_refused():
     with pytest.raises(FileNotFoundError, match="`reference` must be 'smollm2-135m-instruct' or a"):
         SoftPromptLM.load("gpt-5")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype"), [("flags : fpu avx512_bf16 sse", "bfloat16"), ("flags : fpu sse", "float32")]
+)
+def test_the_dtype_is_one_that_the_processor_multiplies_in(monkeypatch, tmp_path, cpu, dtype):
+    from tfrec_efficient.llm import soft_prompt_lm
+
+    (tmp_path / "cpuinfo").write_text(f"model : any\n{cpu}\n")
+    monkeypatch.setattr(soft_prompt_lm, "_PROCESSOR", tmp_path / "cpuinfo")
+    assert soft_prompt_lm.fastest_dtype() == dtype
+    monkeypatch.setattr(soft_prompt_lm, "_PROCESSOR", tmp_path / "none")
+    assert soft_prompt_lm.fastest_dtype() == "float32"
