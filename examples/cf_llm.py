@@ -44,8 +44,8 @@ backbone.fit(batches, epochs=60, verbose=2, shuffle=False)
 text_vectors = llm.minilm_l6().encode(texts)
 aligner = llm.CFAligner(backbone, text_vectors)
 aligner.compile(keras.optimizers.Adam(1e-3))
-pairs = llm.alignment_dataset(seen, **sizes, batch_size=128, every_position=True).take(500)
-aligner.fit(pairs.cache(), epochs=10, verbose=2, shuffle=False)
+pairs = llm.alignment_dataset(seen, **sizes, batch_size=128, every_position=True).take(200)
+aligner.fit(pairs.cache(), epochs=8, verbose=2, shuffle=False)
 
 language_model = llm.SoftPromptLM.load(dtype="bfloat16")
 recommender = llm.CFLLMRecommender(
