@@ -17,7 +17,9 @@ def tokens():
     return SPECIAL + letters + [merge.replace(" ", "") for merge in MERGES]
 
 
-def write_gguf(path, tied=True, quantized=True, architecture="llama", pre="smollm", **fields):
+def write_gguf(
+    path, tied=True, quantized=True, architecture="llama", pre="smollm", more=(), **fields
+):
     """Writes random weights, and returns what was written of each tensor, as raw bytes."""
     import gguf
 
@@ -41,6 +43,7 @@ def write_gguf(path, tied=True, quantized=True, architecture="llama", pre="smoll
             "ffn_down": (WIDTH, HIDDEN),
         }
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in of_layer.items()}
+    shapes |= dict(more)
 
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(LAYERS)
@@ -58,7 +61,10 @@ def write_gguf(path, tied=True, quantized=True, architecture="llama", pre="smoll
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(vocabulary) - len(SPECIAL)))
     writer.add_token_merges(MERGES)
     for name, value in fields.items():
-        writer.add_string(name.replace("__", "."), value)
+        if isinstance(value, str):
+            writer.add_string(name.replace("__", "."), value)
+        else:
+            writer.add_uint32(name.replace("__", "."), value)
     written = {}
     for name, shape in shapes.items():
         if len(shape) == 1:

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import threading
 import zipfile
 from pathlib import Path
@@ -103,6 +104,26 @@ def test_of_two_conversions_at_a_time_both_end_with_a_whole_folder(cache):
     assert folders[0] == folders[1]
     assert (folders[0] / "weights").read_text() == "whole"
     assert list(models(cache).iterdir()) == [folders[0]]
+
+
+def test_no_other_process_touches_a_broken_folder_while_it_is_replaced(cache, convert, monkeypatch):
+    lose_weights(converted("model", convert))
+    others = []
+    rmtree = shutil.rmtree
+
+    def remove(folder, **arguments):
+        if folder.name == "model-v1" and not others:
+            others.append(threading.Thread(target=converted, args=("model", convert)))
+            others[0].start()
+            others[0].join(timeout=0.5)
+            assert others[0].is_alive()
+        rmtree(folder, **arguments)
+
+    monkeypatch.setattr("shutil.rmtree", remove)
+    folder = converted("model", convert)
+    others[0].join()
+    assert (folder / "weights").read_text() == "whole"
+    assert list(models(cache).iterdir()) == [folder]
 
 
 @pytest.fixture

@@ -72,9 +72,23 @@ def test_special_tokens_are_one_token_wherever_they_stand(tiny, tokenizer):
     [
         ({"architecture": "gemma"}, "must have general.architecture=llama. Received: gemma"),
         ({"pre": "llama-bpe"}, "must have tokenizer.ggml.pre=smollm. Received: llama-bpe"),
+        (
+            {"llama__rope__scaling__type": "linear"},
+            "must have llama.rope.scaling.type=none, or none. Received: linear",
+        ),
+        ({"llama__expert_count": 8}, "must have llama.expert_count=0, or none. Received: 8"),
+        (
+            {"llama__attention__key_length": 32},
+            "must have llama.attention.key_length=16, or none. Received: 32",
+        ),
+        (
+            {"more": {"rope_freqs": (8,)}},
+            "the tensors of a Llama, and no others. Received: missing or more are rope_freqs",
+        ),
+        ({"more": {"blk.2.attn_q": (64, 64)}}, "missing or more are blk.2.attn_q.weight"),
     ],
 )
-def test_another_architecture_or_tokenizer_is_refused(tiny, tmp_path, arguments, message):
+def test_what_another_model_or_tokenizer_needs_is_refused(tiny, tmp_path, arguments, message):
     tiny.write(tmp_path / "tiny.gguf", **arguments)
     with pytest.raises(ValueError, match=message):
         GGUFFile(tmp_path / "tiny.gguf")

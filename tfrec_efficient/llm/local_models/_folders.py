@@ -1,10 +1,13 @@
 """Where converted models are kept: whole folders, made once."""
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tfrec_efficient.data.datasets import _sources
@@ -28,15 +31,25 @@ def converted(name: str, convert: Callable[[Path], None]) -> Path:
         convert(scratch)
         (scratch / _MARK).write_text(json.dumps(_sizes(scratch), indent=4))
         scratch.chmod(0o755)
-        try:
-            os.rename(scratch, folder)
-        except OSError:
+        # Else two that find the same broken folder would remove each other's.
+        with _locked(folder.parent):
             if not _is_whole(folder):
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)
                 os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Waits until no other thread or process is in here; the lock ends with its process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

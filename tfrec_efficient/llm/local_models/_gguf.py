@@ -26,6 +26,14 @@ _OF_MODEL = {
     "sequence_output_layernorm/scale": "output_norm.weight",
 }
 _CONTROL_TOKEN = 3
+# What would change a Llama if it were there, and what leaves it as it is.
+_UNCHANGED = {
+    "llama.rope.scaling.type": "none",
+    "llama.rope.scaling.factor": 1.0,
+    "llama.rope.scale_linear": 1.0,
+    "llama.attention.sliding_window": 0,
+    "llama.expert_count": 0,
+}
 
 
 class GGUFFile:
@@ -36,7 +44,8 @@ class GGUFFile:
 
     Raises:
         ImportError: The package gguf is missing.
-        ValueError: The file holds no Llama, or one whose tokenizer is not known here.
+        ValueError: The file holds no Llama, one whose tokenizer is not known here, or one with
+            scaled positions, experts, heads of another width, or other tensors.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +64,22 @@ class GGUFFile:
         ):
             if self.field(name) != known:
                 raise ValueError(f"{path} must have {name}={known}. Received: {self.field(name)}")
+        head = self.field("llama.embedding_length") // self.field("llama.attention.head_count")
+        widths = ("rope.dimension_count", "attention.key_length", "attention.value_length")
+        for name, only in (_UNCHANGED | {f"llama.{width}": head for width in widths}).items():
+            if self.field(name) not in (None, only):
+                raise ValueError(
+                    f"{path} must have {name}={only}, or none. Received: {self.field(name)}"
+                )
+        blocks = range(self.field("llama.block_count"))
+        tensors = {f"blk.{block}.{name}" for block in blocks for name in _OF_LAYER.values()}
+        tensors |= set(_OF_MODEL.values())
+        differing = (tensors ^ set(self._tensors)) - {"output.weight"}
+        if differing:
+            raise ValueError(
+                f"{path} must have the tensors of a Llama, and no others. "
+                f"Received: missing or more are {', '.join(sorted(differing)[:5])}"
+            )
 
     def field(self, name: str) -> Any:
         """A field, or None where there is none."""
