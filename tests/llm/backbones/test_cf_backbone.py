@@ -310,11 +310,12 @@ def test_is_exported(model_class, tmp_path):
 
 
 @each_class
-def test_computes_in_bfloat16_and_scores_in_float32(model_class):
-    model = small(model_class, dtype="mixed_bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_computes_in_half_precision_and_scores_in_float32(model_class, dtype):
+    model = small(model_class, dtype=f"mixed_{dtype}")
     assert {w.dtype for w in model.trainable_weights} == {"float32"}
-    assert model.user_state(HISTORY).dtype == tf.bfloat16
-    assert model.item_vectors([1]).dtype == tf.bfloat16
+    assert model.user_state(HISTORY).dtype == dtype
+    assert model.item_vectors([1]).dtype == dtype
     assert model.top_k(HISTORY, 2)[1].dtype == tf.float32
     model.compile(keras.optimizers.Adam(0.01))
     loss = model.train_on_batch(batch((3, 2)))

@@ -101,8 +101,9 @@ class SASRec(CFBackbone):
         x = self._drop(x, training=training) * mask
         causal = tf.linalg.band_part(tf.ones([self.max_length] * 2, tf.bool), -1, 0)
         visible = causal & is_item[:, tf.newaxis, :]
-        # A large number, not infinity: padding sees nothing, and a softmax of nothing is NaN.
-        hidden = tf.cast(tf.where(visible, 0.0, -1e9), vectors.dtype)[:, tf.newaxis]
+        # A large number, not infinity, in float16 either: padding sees nothing, and a softmax of
+        # nothing is NaN.
+        hidden = tf.cast(tf.where(visible, 0.0, -3e4), vectors.dtype)[:, tf.newaxis]
         for block in self._blocks:
             x = block(x, hidden, training=training) * mask
         return self._normalize(x)
