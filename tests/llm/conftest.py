@@ -55,7 +55,6 @@ def make_recommender(answer=None, causal_lm=None, user=True, **arguments):
     keras.utils.set_random_seed(1)
     if answer is None:
         answer = llm.CandidateLikelihood()
-    # As it is meant; a recommender checks that the prompt fits.
     prompt = llm.RecommendationPrompt(
         Characters(),
         arguments.pop("titles", TITLES),

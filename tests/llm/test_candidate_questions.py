@@ -111,6 +111,12 @@ def test_a_target_that_is_no_candidate_is_refused():
         )
 
 
+def test_a_target_that_is_padding_is_refused():
+    candidates = np.array([[1, 0], [2, 0]], np.int64)
+    with pytest.raises(ValueError, match=r"Received: candidates\[1, 1\]=0"):
+        CandidateQuestions(np.zeros((2, 3), np.int64), candidates, np.array([0, 1], np.int64))
+
+
 def test_columns_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="`candidates` must be int64 with 2 axes and 1 rows"):
         CandidateQuestions(

@@ -230,6 +230,11 @@ def test_items_that_cannot_be_cold_are_refused(cold, words):
         aligner(has_text=has_text).item_vectors(cold_ids=cold)
 
 
+def test_an_aligner_says_how_it_is_saved(tmp_path):
+    with pytest.raises(NotImplementedError, match="Save its weights by `save_weights`"):
+        aligner().save(tmp_path / "aligner.keras")
+
+
 def test_sample_weights_are_refused():
     model = aligner()
     with pytest.raises(ValueError, match="`sample_weight` must be None"):

@@ -128,6 +128,44 @@ def test_text_alone_with_low_rank_weights_is_tallrec(house):
     assert (recommender(house.inputs).numpy() != before).any()
 
 
+def test_a_text_alone_has_nothing_to_train(house):
+    recommender = house.recommender(
+        user=False, item_tokens=False, cf_backbone=None, item_vectors=None
+    )
+    with pytest.raises(ValueError, match="`fit` needs weights to train"):
+        fitted(recommender, house)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("answer", [llm.Verbalizer, lambda: llm.RetrievalHead(8, 12)])
+def test_mixed_precision_scores_in_float32(house, policy, answer):
+    texts = np.random.default_rng(5).normal(size=(10, 6))
+    arguments = {"cf_scores": True, "text_vectors": texts}
+    wide = house.recommender(answer(), **arguments)
+    keras.config.set_dtype_policy(policy)
+    try:
+        recommender = house.recommender(answer(), **arguments)
+        for mine, other in zip(recommender.variables, wide.variables, strict=True):
+            mine.assign(other)
+        assert recommender.score_weights.dtype == recommender.item_table.compute_dtype == "float32"
+        scores = recommender(house.inputs)
+        assert scores.dtype == tf.float32
+        np.testing.assert_allclose(scores, wide(house.inputs), atol=0.2)
+        fitted(recommender, house, epochs=1)
+        assert np.isfinite(recommender.calibrate(house.questions)).all()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_the_row_of_the_padding_does_not_count_among_texts(house):
+    texts = np.random.default_rng(5).normal(size=(10, 6))
+    tables = []
+    for texts[0] in (np.zeros(6), np.full(6, 9.0)):
+        table = house.recommender(llm.RetrievalHead(8, 12), text_vectors=texts).text_table
+        tables.append(table(np.arange(10)))
+    np.testing.assert_array_equal(*tables)
+
+
 def test_padding_among_candidates_never_wins(house):
     recommender = house.recommender(llm.RetrievalHead(8, 12))
     candidates = np.array([[1, 2, 0]] * 4)
@@ -175,6 +213,7 @@ def test_a_saved_recommender_refers_to_its_language_model(house, tmp_path):
     "answer",
     [
         llm.CandidateLikelihood,
+        llm.Verbalizer,
         pytest.param(lambda: llm.RetrievalHead(8, 12), marks=pytest.mark.slow),
     ],
 )
@@ -184,6 +223,8 @@ def test_a_saved_model_scores_candidates(house, tmp_path, answer):
     served = tf.saved_model.load(str(tmp_path / "saved"))
     inputs = {name: tf.constant(value) for name, value in house.inputs.items()}
     np.testing.assert_allclose(served.serve(**inputs), recommender(house.inputs), atol=1e-5)
+    places = {spec.name: spec.shape for spec in served.serve.input_signature}
+    assert places["history"].as_list() == [None, 5]
     fewer = {"history": inputs["history"][:1], "candidates": inputs["candidates"][:1, :2]}
     np.testing.assert_allclose(served.serve(**fewer), recommender(fewer), atol=1e-5)
 
@@ -256,6 +297,14 @@ def test_training_goes_on_from_its_last_epoch(house, tmp_path):
         ),
         ({"item_vectors": np.zeros((9, 4))}, r"`item_vectors` must have the shape \(10, d\)"),
         ({"text_vectors": np.zeros((9, 4))}, r"`text_vectors` must have the shape \(10, d\)"),
+        (
+            {"item_vectors": np.where(np.arange(40).reshape(10, 4) == 13, np.nan, 0)},
+            "`item_vectors` must be finite. Received: the vector of item 3",
+        ),
+        (
+            {"text_vectors": np.full((10, 4), np.inf)},
+            "`text_vectors` must be finite. Received: the vector of item 0",
+        ),
         ({"end_token_id": 128}, "`end_token_id` must be a token of the language model"),
     ],
 )
@@ -269,6 +318,9 @@ def test_a_target_that_is_no_candidate_is_refused(house):
     recommender.compile("adam", run_eagerly=True)
     with pytest.raises(tf.errors.InvalidArgumentError, match="targets must be places of the cand"):
         recommender.fit(house.inputs, np.array([0, 1, 4, 2]), verbose=0)
+    padded = house.inputs | {"candidates": np.array([[1, 0]] * 4)}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="and not of padding"):
+        recommender.fit(padded, np.array([0, 0, 1, 0]), verbose=0)
 
 
 def test_a_prompt_longer_than_the_language_model_reads_is_refused(house):
@@ -282,6 +334,21 @@ def test_a_prompt_longer_than_the_language_model_reads_is_refused(house):
 def test_inputs_must_be_named(house, inputs):
     with pytest.raises(ValueError, match='`inputs` must be a dict of "history" and "candidates"'):
         house.recommender(llm.RetrievalHead(8, 12))(inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"), [("history", np.full((4, 5), 1.5)), ("candidates", np.ones(4, np.int64))]
+)
+def test_inputs_must_be_integers_of_two_axes(house, name, ids):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    with pytest.raises(ValueError, match=f"`{name}` must be integers of shape"):
+        recommender(house.inputs | {name: ids})
+
+
+def test_histories_are_not_rounded(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    with pytest.raises(ValueError, match="`history` must be integers"):
+        recommender.recommend([[0, 0, 1.7, 2.2, 3.9]], candidates=[[1, 2]])
 
 
 def test_fit_needs_targets(house):

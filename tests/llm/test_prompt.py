@@ -81,8 +81,9 @@ def test_a_tokenizer_of_keras_hub_gives_the_same():
     assert prompts([[1, 2]], [[3, 5]], tokenizer=Words()) == prompts([[1, 2]], [[3, 5]])
 
 
-def test_a_graph_gives_the_same():
-    prompt = RecommendationPrompt(Characters(), TITLES)
+@pytest.mark.parametrize("lettered", [False, True])
+def test_a_graph_gives_the_same(lettered):
+    prompt = RecommendationPrompt(Characters(), TITLES, lettered=lettered)
     history, candidates = tf.constant([[0, 1], [3, 2]]), tf.constant([[5, 6], [1, 0]])
     specs = [tf.TensorSpec([None, None], tf.int32)] * 2
     graph = tf.function(prompt.token_ids, input_signature=specs)
@@ -127,6 +128,11 @@ def test_letters_need_candidates():
 def test_more_candidates_than_letters_are_refused():
     with pytest.raises(ValueError, match="`candidates` must be at most 52.*Received: 53"):
         prompts([[1]], [[1] * 53], lettered=True)
+    prompt = RecommendationPrompt(Characters(), TITLES, lettered=True)
+    specs = [tf.TensorSpec([None, None], tf.int32)] * 2
+    graph = tf.function(prompt.token_ids, input_signature=specs)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="`candidates` must be at most 52"):
+        graph(tf.constant([[1]]), tf.constant([[1] * 53]))
 
 
 def test_candidates_that_the_template_lists_must_be_there():
@@ -156,6 +162,13 @@ def test_answers_are_compared_with_titles():
 def test_a_title_with_quotes_inside_is_matched_whole():
     title = 'Say "no" now'
     assert title_matches([f'"{title}"'], [title], [title])["exact"].all()
+
+
+def test_empty_titles_and_answers_match_nothing():
+    matches = title_matches(["", "It", '""'], ["", " ", "It"], ["", "It"])
+    np.testing.assert_array_equal(matches["exact"], [0, 0, 0])
+    np.testing.assert_array_equal(matches["substring"], [0, 0, 0])
+    np.testing.assert_array_equal(matches["valid"], [0, 1, 0])
 
 
 def test_answers_and_targets_must_be_equally_many():

@@ -327,6 +327,11 @@ def test_a_family_that_scores_tokens_otherwise_is_refused():
         SoftPromptLM(model)
 
 
+def test_a_context_without_a_length_is_refused():
+    with pytest.raises(ValueError, match="`context_length` must be a positive integer"):
+        SoftPromptLM(causal_lm("Llama"), context_length=0)
+
+
 def test_what_is_no_language_model_is_refused():
     with pytest.raises(ValueError, match="`causal_lm` must be a `keras_hub.models.CausalLM`"):
         SoftPromptLM(keras.Sequential())

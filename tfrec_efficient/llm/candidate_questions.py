@@ -56,6 +56,12 @@ class CandidateQuestions:
                 f"`target` must be in `[0, {self.candidates.shape[1]})`. "
                 f"Received: {self.target.min()} to {self.target.max()}"
             )
+        if (self.target_items < 1).any():
+            row = int(np.argmax(self.target_items < 1))
+            raise ValueError(
+                "`target` must be the place of an item, an id from 1. "
+                f"Received: candidates[{row}, {self.target[row]}]={self.target_items[row]}"
+            )
 
     @classmethod
     def draw(

@@ -31,7 +31,10 @@ class CFAligner(keras.Model):
     side for such cold items, and `cf_vectors_of_texts` tells where in the backbone's own space
     they belong, so that a dot product with a user's state scores them.
 
-    An item whose text is empty is left out of the terms that compare with texts.
+    An item that `has_text` says has no text is left out of the terms that compare with texts.
+
+    It is saved by `save_weights`, not to `.keras`. What it makes, `item_vectors()`, is an array,
+    which a `CFLLMRecommender` saves.
 
     Args:
         cf_backbone: A trained `CFBackbone`. It is frozen.
@@ -188,6 +191,13 @@ class CFAligner(keras.Model):
         table = np.zeros((len(self._has_text) + 1, self.cf_backbone.width), np.float32)
         self._fill(table, ids, lambda part: by_text(self._text_vectors(part, False)))
         return table
+
+    def get_config(self) -> dict[str, Any]:
+        """Raises NotImplementedError: the texts are not saved."""
+        raise NotImplementedError(
+            "A CFAligner is not saved to `.keras`. Save its weights by `save_weights`; what it "
+            "makes, `item_vectors()`, is saved by the `CFLLMRecommender` that is given it."
+        )
 
     def _table(
         self, of_cf: Any, of_text: Any, cold_ids: npt.ArrayLike, width: int

@@ -14,6 +14,7 @@ from tfrec_efficient.llm._added_scores import likenesses
 from tfrec_efficient.llm._added_scores import products
 from tfrec_efficient.llm.answers import Answer
 from tfrec_efficient.llm.answers import CandidateLikelihood
+from tfrec_efficient.llm.answers import TitleGeneration
 from tfrec_efficient.llm.candidate_questions import CandidateQuestions
 from tfrec_efficient.llm.cf_projection import CFProjection
 from tfrec_efficient.llm.prompt import RecommendationPrompt
@@ -49,9 +50,9 @@ class CFLLMRecommender(keras.Model):
         cf_backbone: A trained `CFBackbone`, which is frozen, or None. Defaults to None.
         item_vectors: Array of shape `(item_count + 1, d)`, row 0 for the padding, as
             `CFAligner.item_vectors` gives, or None. It is not trained. Defaults to None.
-        text_vectors: Array of shape `(item_count + 1, d_text)`, row 0 for the padding, as
-            `TextEncoder.encode` gives, or None. Rows of zeros are items without text.
-            Defaults to None.
+        text_vectors: Array of shape `(item_count + 1, d_text)`, or None: what `TextEncoder.encode`
+            gives for all items, below a row for the padding, which is not looked at. Rows of zeros
+            are items without text. Defaults to None.
         cf_scores: bool. Whether the backbone's scores are added. Defaults to False.
         end_token_id: int or None. The token that ends an answer. None asks the tokenizer.
             Defaults to None.
@@ -60,12 +61,14 @@ class CFLLMRecommender(keras.Model):
         **kwargs: Arguments of `keras.Model`.
 
     Call arguments:
-        inputs: dict of `"history"` `(batch, max_length)`, item ids padded with 0 on the left, and
-            `"candidates"` `(batch, candidates)`, padded with 0. `fit` and `evaluate` take the place
-            of the right candidate as targets of shape `(batch,)`.
+        inputs: dict of integers: `"history"` `(batch, max_length)`, item ids padded with 0 on the
+            left, with the `max_length` of the CF backbone, if there is one; and `"candidates"`
+            `(batch, candidates)`, padded with 0. `fit` and `evaluate` take the place of the right
+            candidate as targets of shape `(batch,)`.
 
     Raises:
-        ValueError: The arguments do not fit each other.
+        ValueError: The arguments do not fit each other, a vector is not finite, or inputs are no
+            integers or of another rank.
         tf.errors.InvalidArgumentError: An id is out of range, a target is none of the candidates,
             or a prompt is longer than the language model reads.
 
@@ -99,6 +102,8 @@ class CFLLMRecommender(keras.Model):
             cf_backbone.freeze()
         self.item_table = self._frozen_table("item_vectors", item_vectors)
         if text_vectors is not None:
+            text_vectors = np.array(text_vectors, np.float32)
+            text_vectors[0] = 0.0  # an encoder has a vector for the empty text, too
             text_vectors = directions(text_vectors)
         self.text_table = self._frozen_table("text_vectors", text_vectors)
         rms = None if faithful else language_model.embedding_rms
@@ -122,6 +127,7 @@ class CFLLMRecommender(keras.Model):
             initializer=keras.initializers.Constant(first),
             dtype="float32",
             trainable=False,
+            autocast=False,
         )
         # Low-rank weights of the language model are trained and saved here; it is not.
         self._of_language_model = list(language_model.trainable_weights)
@@ -137,13 +143,18 @@ class CFLLMRecommender(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         inputs, target = _as_row_and_target(data)
+        weights = self.trainable_weights
+        if not weights:
+            raise ValueError(
+                "`fit` needs weights to train: soft tokens in the prompt, an answer with some, or "
+                "`lora_rank` in the language model. Received: none of them"
+            )
         with tf.GradientTape() as tape:
             losses = self.answer.losses(self, inputs, target, True)
             loss = tf.reduce_mean(losses)
             # Gradients of replicas are summed.
             shared = loss / tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(shared)
-        weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
         self.loss_tracker.update_state(loss, sample_weight=tf.shape(target)[0])
         return {"loss": self.loss_tracker.result()}
@@ -210,12 +221,13 @@ class CFLLMRecommender(keras.Model):
             candidates: Integers of shape `(batch, candidates)`, or None. Defaults to None.
 
         Returns:
-            Item ids and their scores, both of shape `(batch, candidates)`, best first.
+            Item ids and their scores, both of shape `(batch, candidates)`, best first. Where the
+            backbone knows fewer items that are new to the user, 0 comes last.
 
         Raises:
             ValueError: There are neither candidates nor a backbone to propose them.
         """
-        history = np.asarray(history, np.int64)
+        history = np.asarray(history)
         if candidates is None:
             if self.cf_backbone is None:
                 raise ValueError(
@@ -223,11 +235,11 @@ class CFLLMRecommender(keras.Model):
                     "Received: candidates=None"
                 )
             candidates = self.cf_backbone.top_k(history, k)[0]
-        candidates = np.asarray(candidates, np.int64)
+        candidates = np.asarray(candidates)
         scores = self({"history": history, "candidates": candidates}).numpy()
         order = np.argsort(-scores, axis=1, kind="stable")
         return (
-            np.take_along_axis(candidates, order, axis=1),
+            np.take_along_axis(candidates, order, axis=1).astype(np.int64),
             np.take_along_axis(scores, order, axis=1),
         )
 
@@ -256,8 +268,9 @@ class CFLLMRecommender(keras.Model):
     def export_scores(self, path: str) -> None:
         """Writes a SavedModel whose signature `serve` scores candidates, language model included.
 
-        It takes `history` `(batch, max_length)` and `candidates` `(batch, candidates)`, both int64
-        and of any sizes, and returns scores of shape `(batch, candidates)`.
+        It takes `history` `(batch, max_length)` and `candidates` `(batch, candidates)`, both int64,
+        and returns scores of shape `(batch, candidates)`. Sizes are any, but `max_length` is that
+        of the CF backbone, if there is one.
 
         Args:
             path: Folder to write to.
@@ -265,8 +278,9 @@ class CFLLMRecommender(keras.Model):
         Raises:
             ValueError: The answer is a `TitleGeneration`, which needs Python.
         """
-        if type(self.answer).__name__ == "TitleGeneration":
+        if isinstance(self.answer, TitleGeneration):
             raise ValueError("`answer` must score without Python. Received: TitleGeneration")
+        places = None if self.cf_backbone is None else self.cf_backbone.max_length
         archive = keras.export.ExportArchive()
         archive.track(self)
         archive.track(self.language_model.causal_lm)
@@ -274,7 +288,7 @@ class CFLLMRecommender(keras.Model):
             "serve",
             lambda history, candidates: self({"history": history, "candidates": candidates}),
             input_signature=[
-                tf.TensorSpec([None, None], tf.int64, "history"),
+                tf.TensorSpec([None, places], tf.int64, "history"),
                 tf.TensorSpec([None, None], tf.int64, "candidates"),
             ],
         )
@@ -307,21 +321,23 @@ class CFLLMRecommender(keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Hidden states `(batch, length, width)` and which of them are no padding."""
         lengths = tokens.row_lengths()
-        limit = self.language_model.context_length
-        checks = []
-        if limit is not None:
-            checks.append(
-                tf.debugging.assert_less_equal(
-                    tf.reduce_max(lengths),
-                    tf.constant(limit, tf.int64),
-                    f"A prompt with its answer must have at most {limit} tokens, which the "
-                    "language model reads; show less history, or fewer candidates",
-                )
-            )
-        with tf.control_dependencies([check for check in checks if check is not None]):
-            dense = tokens.to_tensor()
-        mask = tf.sequence_mask(lengths, tf.shape(dense)[1])
+        mask = tf.sequence_mask(lengths, self.within_context(tf.reduce_max(lengths)))
+        dense = tokens.to_tensor()
         return self.language_model.hidden(self.language_model.embed(dense, soft_tokens), mask), mask
+
+    def within_context(self, length: tf.Tensor) -> tf.Tensor:
+        """The tokens of a prompt with its answer, refused if the language model reads fewer."""
+        limit = self.language_model.context_length
+        if limit is None:
+            return length
+        check = tf.debugging.assert_less_equal(
+            length,
+            tf.constant(limit, length.dtype),
+            f"A prompt with its answer must have at most {limit} tokens, which the language model "
+            "reads; show less history, or fewer candidates",
+        )
+        with tf.control_dependencies([] if check is None else [check]):
+            return tf.identity(length)
 
     def last_hidden(self, tokens: tf.RaggedTensor, soft_tokens: tf.Tensor) -> tf.Tensor:
         """The hidden state at the last token of each row, `(batch, width)`."""
@@ -356,8 +372,9 @@ class CFLLMRecommender(keras.Model):
     def _write(self, prompt: tf.Tensor, soft_tokens: tf.Tensor, max_tokens: int) -> list[int]:
         model = self.language_model
         start = int(prompt.shape[0])
+        capacity = self.within_context(tf.constant(start + max_tokens))
         embedded = model.embed(prompt[tf.newaxis], soft_tokens[tf.newaxis])
-        hidden, cache = model.prefill(embedded, capacity=start + max_tokens)
+        hidden, cache = model.prefill(embedded, capacity=capacity)
         written: list[int] = []
         while True:
             token = int(tf.argmax(model.logits(hidden[:, -1]), axis=-1)[0])
@@ -398,6 +415,11 @@ class CFLLMRecommender(keras.Model):
                     f"`{name}` must have the shape ({count + 1}, d), row 0 for the padding. "
                     f"Received: shape {shape}"
                 )
+            finite = np.isfinite(table).all(axis=1)
+            if not finite.all():
+                raise ValueError(
+                    f"`{name}` must be finite. Received: the vector of item {np.argmin(finite)}"
+                )
 
     def _frozen_table(self, name: str, vectors: Any) -> EmbeddingBag | None:
         if vectors is None:
@@ -411,6 +433,7 @@ class CFLLMRecommender(keras.Model):
             padding_id=0,
             trainable=False,
             weights=vectors,
+            dtype="float32",
             name=name,
         )
 
@@ -467,7 +490,14 @@ def _as_inputs(inputs: Any) -> dict[str, tf.Tensor]:
         raise ValueError(
             f'`inputs` must be a dict of "history" and "candidates". Received: {received}'
         )
-    return {name: tf.convert_to_tensor(inputs[name]) for name in ("history", "candidates")}
+    tensors = {name: tf.convert_to_tensor(inputs[name]) for name in ("history", "candidates")}
+    for name, ids in tensors.items():
+        if not ids.dtype.is_integer or ids.shape.rank not in (None, 2):
+            raise ValueError(
+                f"`{name}` must be integers of shape (batch, places). "
+                f"Received: {ids.dtype.name} of shape {ids.shape}"
+            )
+    return tensors
 
 
 def _as_row_and_target(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -478,11 +508,12 @@ def _as_row_and_target(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             f"Received: targets={target}, sample weights={sample_weight}"
         )
     inputs, target = _as_inputs(inputs), tf.cast(tf.convert_to_tensor(target), tf.int64)
-    count = tf.shape(inputs["candidates"], tf.int64)[1]
-    message = "targets must be places of the candidates"
-    checks = [
-        tf.debugging.assert_less(target, count, message),
-        tf.debugging.assert_greater_equal(target, tf.constant(0, tf.int64), message),
-    ]
-    with tf.control_dependencies([check for check in checks if check is not None]):
+    candidates = inputs["candidates"]
+    message = "targets must be places of the candidates, and not of padding"
+    # A one-hot row has no one where the target is no place.
+    right = tf.one_hot(target, tf.shape(candidates)[1], True, False, dtype=tf.bool)
+    check = tf.debugging.assert_equal(
+        tf.reduce_any(right & (candidates > 0), axis=1), tf.ones_like(target, tf.bool), message
+    )
+    with tf.control_dependencies([] if check is None else [check]):
         return inputs, tf.identity(target)

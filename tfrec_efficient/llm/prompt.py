@@ -171,7 +171,8 @@ class RecommendationPrompt:
         Raises:
             ValueError: The template lists candidates and there are none, or more than the 52
                 letters where they are lettered.
-            tf.errors.InvalidArgumentError: An item id is out of range.
+            tf.errors.InvalidArgumentError: An item id is out of range, or a graph was not told how
+                many candidates there are, and there are more than letters.
         """
         shown = self._checked("history", self.shown(history))
         batch, places = tf.shape(shown)[0], tf.shape(shown)[1]
@@ -204,12 +205,12 @@ class RecommendationPrompt:
         count = ids.shape[1] if ids.shape[1] is not None else shape[1]
         parts: list[Any] = []
         if lettered:
-            if ids.shape[1] is None or ids.shape[1] > len(LETTERS):
-                raise ValueError(
-                    f"`candidates` must be at most {len(LETTERS)} where they are lettered. "
-                    f"Received: {ids.shape[1]}"
-                )
-            letters = tf.constant(self._letters[: ids.shape[1]])[tf.newaxis]
+            message = f"`candidates` must be at most {len(LETTERS)} where they are lettered"
+            if ids.shape[1] is not None and ids.shape[1] > len(LETTERS):
+                raise ValueError(f"{message}. Received: {ids.shape[1]}")
+            check = tf.debugging.assert_less_equal(count, len(LETTERS), message)
+            with tf.control_dependencies([] if check is None else [check]):
+                letters = tf.constant(self._letters)[tf.newaxis, :count]
             parts.append(tf.tile(letters, [shape[0], 1, 1]))
         parts.append(self.title_tokens(ids))
         if self.item_tokens:
@@ -273,7 +274,7 @@ def title_matches(
         dict of boolean arrays of shape `(questions,)`: `"exact"`, the answer is the title but for
         blanks and capitals; `"substring"`, the title occurs in the answer, which is what the
         authors of A-LLMRec count and which takes one of a series for another; `"valid"`, the
-        answer is some title.
+        answer is some title. Empty titles and answers match nothing.
 
     Raises:
         ValueError: `answers` and `targets` differ in length.
@@ -283,13 +284,13 @@ def title_matches(
             "`answers` and `targets` must have equal lengths. "
             f"Received: {len(answers)} and {len(targets)}"
         )
-    known = {unquoted(title) for title in titles}
+    known = {unquoted(title) for title in titles} - {""}
     written = [unquoted(answer_in(answer)) for answer in answers]
     right = [unquoted(target) for target in targets]
     return {
-        "exact": np.array([w == r for w, r in zip(written, right, strict=True)], bool),
+        "exact": np.array([w == r != "" for w, r in zip(written, right, strict=True)], bool),
         "substring": np.array(
-            [r in unquoted(a) for a, r in zip(answers, right, strict=True)], bool
+            [r != "" and r in unquoted(a) for a, r in zip(answers, right, strict=True)], bool
         ),
         "valid": np.array([w in known for w in written], bool),
     }

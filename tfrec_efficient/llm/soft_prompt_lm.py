@@ -76,6 +76,8 @@ class SoftPromptLM:
         self.tokenizer = (
             getattr(preprocessor, "tokenizer", None) if tokenizer is None else tokenizer
         )
+        if context_length is not None:
+            check_sizes(context_length=context_length)
         self.reference = reference
         self.lora_rank = lora_rank
         self.context_length = context_length or getattr(backbone, "max_sequence_length", None)

@@ -68,6 +68,17 @@ def test_without_an_exact_cache_the_prefix_is_not_reused(house):
     assert house.recommender(without, language_model=model)(house.inputs).shape == (4, 4)
 
 
+@pytest.mark.parametrize("reuse_prefix", [True, False])
+def test_a_prompt_and_title_longer_than_the_language_model_reads_are_refused(house, reuse_prefix):
+    answer = llm.CandidateLikelihood(reuse_prefix=reuse_prefix)
+    model = llm.SoftPromptLM(house.causal_lm(), house.characters())
+    recommender = house.recommender(answer, language_model=model)
+    prompts, _ = recommender.prompts(house.inputs, False)
+    model.context_length = int(prompts.row_lengths().numpy().max())
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have at most .. tokens"):
+        recommender(house.inputs)
+
+
 def test_the_config_keeps_its_arguments():
     config = llm.CandidateLikelihood(False, False).get_config()
     again = llm.CandidateLikelihood.from_config(config)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tfrec_efficient import llm
@@ -31,6 +32,14 @@ def test_the_candidate_whose_title_is_written_scores_one(house, monkeypatch):
     expected = np.zeros((4, 4))
     expected[[0, 1, 3], house.questions.target[[0, 1, 3]]] = 1
     np.testing.assert_array_equal(scores, expected)
+
+
+def test_what_is_written_must_stay_within_what_the_language_model_reads(house):
+    model = llm.SoftPromptLM(house.causal_lm(), house.characters(), context_length=80)
+    recommender = house.recommender(llm.TitleGeneration(5), language_model=model)
+    assert len(recommender.generate(house.inputs["history"], house.inputs["candidates"], 5)) == 4
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must have at most 80 tokens"):
+        recommender.generate(house.inputs["history"], house.inputs["candidates"], 40)
 
 
 def test_it_is_trained_as_likelihoods_are(house):

@@ -94,7 +94,7 @@ class CandidateLikelihood(Answer):
         start = tf.size(prompt)
         hidden, cache = model.prefill(
             model.embed(prompt[tf.newaxis], soft_tokens[tf.newaxis]),
-            capacity=start + tf.shape(dense)[1],
+            capacity=recommender.within_context(start + tf.shape(dense)[1]),
         )
         # The first token is foretold by the prompt alone, the others by the tokens before them.
         cache = model.repeat_cache(cache, tf.shape(dense)[0])

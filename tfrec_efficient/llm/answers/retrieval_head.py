@@ -99,7 +99,7 @@ class RetrievalHead(Answer):
         scores = self._scores_of(recommender, query, inputs["candidates"])
         scores = recommender.with_added(scores, inputs)
         losses = cross_entropies(scores, target, inputs["candidates"])
-        state = self._state(recommender.user_state(inputs["history"]))
+        state = tf.cast(self._state(recommender.user_state(inputs["history"])), tf.float32)
         gap = tf.reduce_sum(tf.math.squared_difference(query, state), axis=1)
         return losses + self.distillation * gap + self.uniformity * _crowding(query)
 
@@ -110,12 +110,12 @@ class RetrievalHead(Answer):
     def _queries(self, recommender: Any, inputs: Any, training: bool) -> tf.Tensor:
         prompts, soft_tokens = recommender.prompts(inputs, training)
         hidden = recommender.last_hidden(prompts, soft_tokens)
-        return self._query(tf.cast(hidden, tf.float32))
+        return tf.cast(self._query(tf.cast(hidden, tf.float32)), tf.float32)
 
     def _scores_of(self, recommender: Any, query: tf.Tensor, candidates: Any) -> tf.Tensor:
         table = recommender.item_table(candidates)
         # `keras.Sequential` holds to the rank that it was built for.
-        flat = self._item(tf.reshape(tf.cast(table, tf.float32), [-1, table.shape[-1]]))
+        flat = tf.cast(self._item(tf.reshape(table, [-1, table.shape[-1]])), tf.float32)
         items = tf.reshape(flat, tf.concat([tf.shape(table)[:2], [self.width]], 0))
         return tf.einsum("bd,bcd->bc", query, items) / self.temperature
 

@@ -47,5 +47,5 @@ class Verbalizer(Answer):
         prompts, soft_tokens = recommender.prompts(inputs, training)
         hidden = recommender.last_hidden(prompts, soft_tokens)
         logits = recommender.language_model.logits(hidden)
-        letters = tf.constant(self._letters[: inputs["candidates"].shape[1]])
+        letters = tf.constant(self._letters)[: tf.shape(inputs["candidates"])[1]]
         return tf.cast(tf.gather(logits, letters, axis=1), tf.float32)
