@@ -15,6 +15,8 @@ from tfrec_efficient import llm
 
 ROUNDS = 7
 JOINT_WIDTH = 128
+# With ten movies of history, prompts of about 320 tokens.
+STEP_CANDIDATES = 10
 _YES_OR_NO = (
     "This user has watched {history} in the previous. Will this user watch {candidates} next? "
     "Answer yes or no: "
@@ -43,7 +45,7 @@ def inference():
 def step():
     """CPU seconds a user of a step of stage 2, batches of 4, and the peak of memory."""
     sequences = data.load("ml-100k")
-    _, questions = data.questions(sequences, "train", 4 * (ROUNDS + 2), 0)
+    _, questions = data.questions(sequences, "train", 4 * (ROUNDS + 2), 0, STEP_CANDIDATES - 1)
     model = _recommender(sequences, llm.CandidateLikelihood())
     model.compile(keras.optimizers.Adam(1e-4, beta_2=0.98))
     seconds, lengths = [], []

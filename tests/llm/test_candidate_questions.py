@@ -90,9 +90,10 @@ def test_batches_hold_every_question_once():
 @pytest.mark.parametrize(
     ("sequences", "words"),
     [
-        ([[1]], r"two ids or more in `\[1, 20\]`. Received: sequences\[0\]=\[1\]"),
-        ([[1, 2], [0, 2]], r"Received: sequences\[1\]=\[0, 2\]"),
-        ([[1, 21]], r"Received: sequences\[0\]=\[1, 21\]"),
+        ([[1]], r"2 items or more. Received: `sequences\[0\]` of shape \(1,\)"),
+        ([[1, 2], [0, 2]], r"Received: `sequences\[1\]\[0\]=0`"),
+        ([[1, 21]], r"in `\[1, 20\]`. Received: `sequences\[0\]\[1\]=21`"),
+        ([[1.5, 2.0]], "must be integers"),
         (
             [list(range(1, 18))],
             r"leave 4 items to draw from. Received: sequences\[0\], which leaves 3",

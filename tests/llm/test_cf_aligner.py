@@ -196,9 +196,10 @@ def test_negatives_are_no_items_of_the_user_and_repeat_with_the_seed():
 @pytest.mark.parametrize(
     ("sequences", "words"),
     [
-        ([], "must hold a sequence"),
-        ([[1, 2], [1]], r"two items or more. Received: sequences\[1\]"),
-        ([[1, 13]], r"ids in `\[1, 12\]`. Received: sequences\[0\] with 13"),
+        ([], "must not be empty"),
+        ([[1, 2], [1]], r"2 items or more. Received: `sequences\[1\]`"),
+        ([[1, 13]], r"items in `\[1, 12\]`. Received: `sequences\[0\]\[1\]=13`"),
+        ([[1.5, 2.0]], "must be integers"),
         ([list(range(1, 13))], "leave an item out"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfrec_efficient.embedding._bag_layer import check_sizes
+from tfrec_efficient.llm.backbones.sequences import checked_sequences
 
 _VERSION = 1
 
@@ -79,21 +80,18 @@ class CandidateQuestions:
             seed: int, or list of int. Defaults to 0.
 
         Raises:
-            ValueError: A size is no positive integer; a sequence has fewer than two items, an id
-                out of range, or leaves too few items to draw from.
+            ValueError: A size is no positive integer; there is no sequence; one has fewer than two
+                items, ids that are no integers or out of range, or leaves too few items to draw
+                from.
         """
         check_sizes(item_count=item_count, max_length=max_length, negatives=negatives)
         generator = np.random.default_rng(seed)
-        sequences = [np.asarray(sequence, np.int64) for sequence in sequences]
-        history = np.zeros((len(sequences), max_length), np.int64)
-        candidates = np.zeros((len(sequences), negatives + 1), np.int64)
-        target = np.zeros(len(sequences), np.int64)
-        for row, items in enumerate(sequences):
-            if items.ndim != 1 or len(items) < 2 or items.min() < 1 or items.max() > item_count:
-                raise ValueError(
-                    f"`sequences` must each have two ids or more in `[1, {item_count}]`. "
-                    f"Received: sequences[{row}]={items.tolist()[:10]}"
-                )
+        of_all, row_splits = checked_sequences(sequences, item_count)
+        count = len(row_splits) - 1
+        history = np.zeros((count, max_length), np.int64)
+        candidates = np.zeros((count, negatives + 1), np.int64)
+        target = np.zeros(count, np.int64)
+        for row, items in enumerate(np.split(of_all, row_splits[1:-1])):
             unknown = np.setdiff1d(np.arange(1, item_count + 1), items, assume_unique=False)
             if len(unknown) < negatives:
                 raise ValueError(

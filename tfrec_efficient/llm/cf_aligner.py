@@ -8,6 +8,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from tfrec_efficient.embedding._bag_layer import check_sizes
+from tfrec_efficient.llm.backbones.sequences import checked_sequences
 
 _ROWS_AT_A_TIME = 4096
 
@@ -259,8 +260,8 @@ def alignment_dataset(
         `"negative"` `(batch,)`.
 
     Raises:
-        ValueError: A size is no positive integer, a sequence has fewer than two items, all items,
-            or an id out of range.
+        ValueError: A size is no positive integer; there is no sequence; one has fewer than two
+            items, all items, or ids that are no integers or out of range.
 
     References:
         - Kim et al., KDD 2024, section 4.1; `every_position` is the row A-LLMRec_all of table 10.
@@ -268,31 +269,17 @@ def alignment_dataset(
     check_sizes(item_count=item_count, max_length=max_length, batch_size=batch_size)
     users: list[int] = []
     ends: list[int] = []
-    arrays: list[npt.NDArray[np.int64]] = []
-    for number, sequence in enumerate(sequences):
-        items = np.asarray(sequence, np.int64)
-        if items.ndim != 1 or len(items) < 2:
-            raise ValueError(
-                "`sequences` must each have two items or more. "
-                f"Received: sequences[{number}] of shape {items.shape}"
-            )
-        outside = (items < 1) | (items > item_count)
-        if outside.any():
-            raise ValueError(
-                f"`sequences` must hold ids in `[1, {item_count}]`. "
-                f"Received: sequences[{number}] with {items[outside][0]}"
-            )
+    of_all, row_splits = checked_sequences(sequences, item_count)
+    arrays = np.split(of_all, row_splits[1:-1])
+    for number, items in enumerate(arrays):
         if len(np.unique(items)) == item_count:
             raise ValueError(
                 "`sequences` must leave an item out, to draw negatives from. "
                 f"Received: sequences[{number}] with all {item_count} items"
             )
-        arrays.append(items)
         first = 1 if every_position else len(items) - 1
         users.extend([number] * (len(items) - first))
         ends.extend(range(first, len(items)))
-    if not arrays:
-        raise ValueError("`sequences` must hold a sequence. Received: none")
     user_of, end_of = np.array(users), np.array(ends)
 
     epoch = 0

@@ -68,7 +68,7 @@ def sequence_dataset(
     )
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")
-    items, row_splits = _checked(sequences, item_count)
+    items, row_splits = checked_sequences(sequences, item_count)
     free = _free_items(items, row_splits, item_count)
     flat, starts, ends = (
         tf.constant(items, tf.int32),
@@ -148,7 +148,7 @@ def _free_items(items: np.ndarray, row_splits: np.ndarray, item_count: int) -> _
     )
 
 
-def _checked(
+def checked_sequences(
     sequences: Sequence[npt.ArrayLike], item_count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """All items one after the other, and where each sequence starts and ends."""
