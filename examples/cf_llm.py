@@ -47,7 +47,7 @@ aligner.compile(keras.optimizers.Adam(1e-3))
 pairs = llm.alignment_dataset(seen, **sizes, batch_size=128, every_position=True).take(200)
 aligner.fit(pairs.cache(), epochs=8, verbose=2, shuffle=False)
 
-language_model = llm.SoftPromptLM.load(dtype="bfloat16")
+language_model = llm.SoftPromptLM.load()
 recommender = llm.CFLLMRecommender(
     language_model,
     llm.RecommendationPrompt(
