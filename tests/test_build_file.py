@@ -116,6 +116,7 @@ def test_build_file_never_fuses_multiplications_and_additions():
     assert "-ffp-contract=off" in evaluate_build_file()["ops_lib"]["copts"]
 
 
+@pytest.mark.slow
 def test_bazel_builds_the_ops_for_tensorflow_serving(tmp_path):
     bazel = shutil.which("bazel")
     if bazel is None:

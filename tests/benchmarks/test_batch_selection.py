@@ -23,7 +23,10 @@ def need(data):
 # Only batches of one size for the residual network: see the top of the program.
 @pytest.mark.parametrize(
     ("data", "selectors"),
-    [("mnist", ["random", "recency", "info_batch", "shuffle"]), ("cifar10", ["random", "recency"])],
+    [
+        ("mnist", ["random", "recency", "info_batch", "shuffle"]),
+        pytest.param("cifar10", ["random", "recency"], marks=pytest.mark.slow),
+    ],
 )
 def test_cells_are_trained_recorded_reported_and_not_trained_again(
     data, selectors, tmp_path, capsys, monkeypatch

@@ -293,6 +293,7 @@ def few_images(monkeypatch):
     return _cifar10n
 
 
+@pytest.mark.slow
 def test_cells_of_quality_are_trained_recorded_and_not_trained_again(
     few_images, run, tmp_path, monkeypatch
 ):

@@ -269,6 +269,7 @@ def test_what_is_not_measured_is_said(tmp_path, capsys):
     assert printed.count("not measured") == len(claims.claims(SIZES)) + 1
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_step_is_measured():
     from _embedding import memory
     from _embedding import rivals

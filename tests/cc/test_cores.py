@@ -30,7 +30,12 @@ SANITIZERS = {
 }
 PROGRAMS = [
     *((test, "address") for test in TESTS),
-    *((test, "thread") for test in TESTS if test.stem == "threads_test"),
+    # A core is compiled once for each sanitizer, which takes longer than the tests.
+    *(
+        pytest.param((test, "thread"), marks=pytest.mark.slow)
+        for test in TESTS
+        if test.stem == "threads_test"
+    ),
 ]
 
 

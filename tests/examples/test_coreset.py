@@ -41,6 +41,7 @@ def test_prune4rel_chooses_for_a_learner_that_corrects_labels(run):
     assert 0 <= accuracy <= 100
 
 
+@pytest.mark.slow
 def test_a_plain_model_learns_from_a_uniform_choice(run):
     printed = run("--selector=uniform", "--learner=plain", "--labels=random_label1")
     of_data, of_choice, chosen, accuracy = shares(printed)

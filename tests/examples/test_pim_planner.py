@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -15,6 +17,7 @@ def run(folder, *arguments):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_small_tables_stay_and_large_ones_go(tmp_path):
     printed = run(tmp_path, "--batch=1024")
     small, large = printed.split("1000 x the quickstart")

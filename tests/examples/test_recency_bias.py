@@ -31,6 +31,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_example_compares_two_selectors_and_draws(run, tmp_path):
     printed = run("recency_bias.py")
     for name in ("RandomBatches", "RecencyBias"):

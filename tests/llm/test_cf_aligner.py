@@ -83,6 +83,15 @@ def test_an_item_without_text_has_no_part_in_what_compares_with_texts():
     np.testing.assert_allclose(loss, loss_by_hand(model, BATCH, has_text=has_text), rtol=1e-5)
 
 
+def test_a_vector_of_zeros_is_no_text_where_nothing_else_is_said():
+    texts = TEXTS.copy()
+    texts[4] = 0
+    with pytest.raises(ValueError, match="Received: 5, which has none"):
+        aligner(texts=texts).item_vectors(cold_ids=[5])
+    told = aligner(texts=texts, has_text=np.ones(ITEMS, bool))
+    assert told.item_vectors(cold_ids=[5]).shape == (ITEMS + 1, 5)
+
+
 def test_the_backbone_stays_as_it_is_and_the_loss_falls():
     model = aligner()
     before = [weight.numpy() for weight in model.cf_backbone.weights]

@@ -213,7 +213,7 @@ def test_a_saved_recommender_refers_to_its_language_model(house, tmp_path):
     "answer",
     [
         llm.CandidateLikelihood,
-        llm.Verbalizer,
+        pytest.param(llm.Verbalizer, marks=pytest.mark.slow),
         pytest.param(lambda: llm.RetrievalHead(8, 12), marks=pytest.mark.slow),
     ],
 )
@@ -356,6 +356,15 @@ def test_fit_needs_targets(house):
     recommender.compile("adam", run_eagerly=True)
     with pytest.raises(ValueError, match="`fit` must get targets"):
         recommender.fit(house.inputs, verbose=0)
+
+
+def test_a_loss_or_metrics_of_ones_own_are_refused(house):
+    for arguments, name in (({"loss": "mse"}, "loss"), ({"metrics": ["accuracy"]}, "metrics")):
+        recommender = house.recommender(llm.RetrievalHead(8, 12))
+        recommender.compile("adam", run_eagerly=True, **arguments)
+        for method in (recommender.train_on_batch, recommender.test_on_batch):
+            with pytest.raises(ValueError, match=f"an optimizer alone.* Received: {name}"):
+                method(house.inputs, np.zeros(len(house.inputs["history"]), np.int64))
 
 
 def test_nobody_proposes_without_a_backbone(house):

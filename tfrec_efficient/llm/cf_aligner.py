@@ -42,7 +42,8 @@ class CFAligner(keras.Model):
         texts: The text encoder's view of the items `1, ..., item_count`: an array of shape
             `(item_count, d_text)` of frozen vectors, or the dict that `TextEncoder.tokenize` gives
             for all texts, with `text_encoder`.
-        has_text: Boolean array of shape `(item_count,)`, or None: all have one. Defaults to None.
+        has_text: Boolean array of shape `(item_count,)`, or None: all have one, but for those whose
+            vector is zeros. Defaults to None.
         text_encoder: `TextEncoder` to train along, or None where `texts` are vectors.
             Defaults to None.
         joint_width: int. Width of the joint space. Defaults to 128.
@@ -96,7 +97,7 @@ class CFAligner(keras.Model):
         super().__init__(**kwargs)
         # Keras would track the arrays of a dict as a structure of its own.
         self._texts = _checked_texts(texts, text_encoder, cf_backbone.item_count)
-        self._has_text = _checked_has_text(has_text, cf_backbone.item_count)
+        self._has_text = _checked_has_text(has_text, self._texts, cf_backbone.item_count)
         self.cf_backbone = cf_backbone
         self.cf_backbone.freeze()
         self.text_encoder = text_encoder
@@ -346,9 +347,12 @@ def _checked_texts(texts: Any, text_encoder: Any, item_count: int) -> list[npt.N
     return columns
 
 
-def _checked_has_text(has_text: Any, item_count: int) -> npt.NDArray[np.bool_]:
+def _checked_has_text(
+    has_text: Any, texts: list[npt.NDArray], item_count: int
+) -> npt.NDArray[np.bool_]:
     if has_text is None:
-        return np.ones(item_count, bool)
+        # Of the tokens of an encoder, these are the ids; a text has at least its first token.
+        return texts[0].any(axis=1)
     has_text = np.asarray(has_text)
     if has_text.shape != (item_count,) or has_text.dtype != bool:
         raise ValueError(

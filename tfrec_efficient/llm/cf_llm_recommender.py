@@ -142,6 +142,7 @@ class CFLLMRecommender(keras.Model):
         return tf.where(inputs["candidates"] > 0, scores, scores.dtype.min)
 
     def train_step(self, data: Any) -> dict[str, Any]:
+        self._check_compiled()
         inputs, target = _as_row_and_target(data)
         weights = self.trainable_weights
         if not weights:
@@ -160,6 +161,7 @@ class CFLLMRecommender(keras.Model):
         return {"loss": self.loss_tracker.result()}
 
     def test_step(self, data: Any) -> dict[str, Any]:
+        self._check_compiled()
         inputs, target = _as_row_and_target(data)
         losses = self.answer.losses(self, inputs, target, False)
         self.loss_tracker.update_state(losses)
@@ -383,6 +385,16 @@ class CFLLMRecommender(keras.Model):
             written.append(token)
             hidden, cache = model.decode(
                 model.embed(tf.constant([[token]])), cache, start + len(written) - 1
+            )
+
+    def _check_compiled(self) -> None:
+        # Not in `compile`: Keras does not compile a loaded model that has one of its own.
+        given = ["loss"] * (getattr(self, "loss", None) is not None)
+        given += ["metrics"] * any(metric.name == "compile_metrics" for metric in super().metrics)
+        if given:
+            raise ValueError(
+                "`compile` must get an optimizer alone; the answer has the loss, and the metric is "
+                f"hit_at_1. Received: {' and '.join(given)}"
             )
 
     def _check(self, item_vectors: Any, text_vectors: Any) -> None:

