@@ -352,7 +352,7 @@ def _checked_has_text(
 ) -> npt.NDArray[np.bool_]:
     if has_text is None:
         # Of the tokens of an encoder, these are the ids; a text has at least its first token.
-        return texts[0].any(axis=1)
+        return (texts[0] != 0).any(axis=1)
     has_text = np.asarray(has_text)
     if has_text.shape != (item_count,) or has_text.dtype != bool:
         raise ValueError(
