@@ -26,6 +26,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_measures_prints_records_and_does_not_measure_again(tmp_path):
     arguments = ["--quick", "--optimizer=none", *TINY, f"--output={tmp_path}", "--rounds=2"]
     first = run(*arguments, "--peer=tf", "--peer=keras", "--peer=ceiling")

@@ -9,6 +9,9 @@ import pytest
 
 from tfrec_efficient.testing.ops import implementations
 
+# Two processes train, and one is killed: most of a minute.
+pytestmark = pytest.mark.slow
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cached_embedding.py"
 
 

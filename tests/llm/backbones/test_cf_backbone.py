@@ -310,7 +310,7 @@ def test_is_exported(model_class, tmp_path):
 
 
 @each_class
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_computes_in_half_precision_and_scores_in_float32(model_class, dtype):
     model = small(model_class, dtype=f"mixed_{dtype}")
     assert {w.dtype for w in model.trainable_weights} == {"float32"}
