@@ -122,6 +122,7 @@ def test_belady_by_hand(tiny):
 # ---- Cells.
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_once_the_cache_is_full(run):
     printed, record = run("step_zipf1.2", "--rounds=3")
     assert set(record["rivals"]) == {"cached", "memory"}

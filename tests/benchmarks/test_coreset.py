@@ -418,6 +418,7 @@ def test_a_share_of_the_labels_to_train_on_is_wrong(few_clicks):
     assert (labels != right)[uniform].mean() == pytest.approx(0.2, abs=0.05)
 
 
+@pytest.mark.slow
 def test_cells_of_clicks_are_trained_recorded_and_not_trained_again(
     few_clicks, run, tmp_path, monkeypatch
 ):

@@ -42,6 +42,7 @@ def test_the_example_compares_two_selectors_and_draws(run, tmp_path):
     assert len((EXAMPLES / "recency_bias.py").read_text().splitlines()) < 40
 
 
+@pytest.mark.slow
 def test_the_quickstart_takes_a_selector(run):
     printed = run("quickstart.py", "1", "--selector", "recency")
     assert "share_moderate" in printed
