@@ -60,6 +60,17 @@ METHODS = tuple(dict.fromkeys((*WITHOUT_LANGUAGE_MODEL, *VARIANTS)))
 ANSWERS = ("likelihood", "verbalizer", "retrieval")
 
 
+def makes_sense(method, answer, across):
+    """Whether there is such a cell.
+
+    Where nothing is trained, a retrieval head is random. Across domains, the ids that popularity
+    and SASRec know are those of other items.
+    """
+    if across and method in ("popularity", "sasrec"):
+        return False
+    return answer != "retrieval" or VARIANTS[method].trained
+
+
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """How long stage 2 trains and how many questions are asked."""

@@ -42,6 +42,19 @@ def test_a_record_of_another_budget_is_refused(tmp_path):
         cf_llm.measured(tmp_path, cell, cf_llm.methods.Budget())
 
 
+def test_cells_that_mean_nothing_are_left_out():
+    import cf_llm
+
+    cells = cf_llm.all_cells()
+    assert len(set(cells)) == len(cells)
+    across = {cell[0] for cell in cells if cell[1] == cf_llm.ACROSS}
+    assert {"aligner", "without_llm", "cf_llm"} <= across
+    assert not {"popularity", "sasrec"} & across
+    assert {cell[3] for cell in cells if cell[0] == "llm_only"} == {"verbalizer"}
+    assert {cell[2] for cell in cells if cell[3] != "none"} == {128}
+    assert {cell[0] for cell in cells} == set(cf_llm.methods.METHODS)
+
+
 def test_items_of_another_domain_are_placed_by_their_texts(tmp_path):
     from _cf_llm import data
     from _cf_llm import stages
