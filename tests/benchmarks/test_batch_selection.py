@@ -24,7 +24,7 @@ def need(data):
 @pytest.mark.parametrize(
     ("data", "selectors"),
     [
-        ("mnist", ["random", "recency", "info_batch", "shuffle"]),
+        ("mnist", ["random", "recency", "shuffle"]),
         pytest.param("cifar10", ["random", "recency"], marks=pytest.mark.slow),
     ],
 )

@@ -75,7 +75,7 @@ def bags_of(feature, batch, rng):
 
 @hypothesis.given(problems())
 @hypothesis.settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )

@@ -515,6 +515,7 @@ if "native" in implementations():
             thread.join()
         np.testing.assert_array_equal(table[:, 0], [-200, -400, 0, 0, 0, 0, 0, -200])
 
+    @pytest.mark.slow
     def test_bits_do_not_depend_on_the_number_of_threads(native):
         runs = [
             subprocess.Popen(
