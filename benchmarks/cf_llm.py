@@ -44,19 +44,21 @@ def cells(names, fews, answers, chosen, seeds):
     seen = {}
     for seed, name, few, answer, method in itertools.product(seeds, names, fews, answers, chosen):
         answer = "none" if method in methods.WITHOUT_LANGUAGE_MODEL else answer
-        if methods.makes_sense(method, answer, across=name == ACROSS):
-            seen[method, name, few, answer, seed] = None
+        cell = (method, name, few, answer, seed)
+        if methods.makes_sense(*cell[:-1]):
+            seen[cell] = None
     return sorted(seen, key=lambda cell: (cell[3] != "none", cell[4]))
 
 
 def all_cells():
-    """What two cores measure in hours: language models learn from few users, and not from all."""
+    """What two cores measure in hours: language models learn from few users, where there are few."""
     names, seeds = (*data.NAMES, ACROSS), range(3)
     cheap = methods.WITHOUT_LANGUAGE_MODEL
     with_language_model = [method for method in methods.METHODS if method not in cheap]
     return [
         *cells(names, (0, 128, 256), ("none",), cheap, seeds),
         *cells(names, (128,), ("retrieval",), with_language_model, seeds),
+        *cells(data.SPLIT_BY_TIME, (0,), ("retrieval",), with_language_model, seeds),
         *cells(names, (128,), ("verbalizer",), ("llm_only", "tallrec"), seeds),
     ]
 

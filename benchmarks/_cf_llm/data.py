@@ -11,7 +11,8 @@ import numpy as np
 from tfrec_efficient import data
 from tfrec_efficient import llm
 
-NAMES = ("ml-100k", "ml-1m", "amazon-beauty")
+NAMES = ("ml-100k", "ml-1m", "amazon-beauty", "collm-ml1m")
+SPLIT_BY_TIME = ("collm-ml1m",)
 COLD_SHARE = 0.35
 NEGATIVES = 19
 
@@ -30,6 +31,8 @@ class Sequences:
         texts: What is written about them.
         words: Verb, past and noun for the prompt.
         max_length: How much of a history the backbone reads.
+        later: Where the data set has a split of its own: what is asked in `"valid"` and `"test"`, a
+            history and then what came next in each row. None asks for the last two items.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Sequences:
     texts: list
     words: tuple
     max_length: int
+    later: dict | None = None
 
     @property
     def item_count(self):
@@ -45,8 +49,14 @@ class Sequences:
         return len(self.titles)
 
     def of_training(self):
-        """Without the last two items of each user: one to validate on, one to test on."""
-        return [items[:-2] for items in self.items]
+        """Without what is asked for: by default the last two items, to validate and to test on."""
+        return self.items if self.later else [items[:-2] for items in self.items]
+
+    def asked(self, split):
+        """Rows whose last item is asked for; a backbone has learnt none of these."""
+        if self.later:
+            return self.later[split]
+        return self.items if split == "test" else [items[:-1] for items in self.items]
 
     def few(self, count, seed):
         """With the sequences of so many users alone to learn from; all are still asked."""
@@ -55,32 +65,36 @@ class Sequences:
 
 
 def load(name):
-    """The sequences of a data set; users with fewer than five items are left out."""
-    sequences = {"ml-100k": _ml_100k, "ml-1m": _ml_1m, "amazon-beauty": _beauty}[name]()
-    sequences.items = [items for items in sequences.items if len(items) >= 5]
+    """The sequences of a data set; users who lose two items and have fewer than five are left out."""
+    read = {"ml-100k": _ml_100k, "ml-1m": _ml_1m, "amazon-beauty": _beauty, "collm-ml1m": _collm}
+    sequences = read[name]()
+    if not sequences.later:
+        sequences.items = [items for items in sequences.items if len(items) >= 5]
     return sequences
 
 
 def questions(sequences, split, count, seed, negatives=NEGATIVES):
-    """The same for all methods: who is asked, and the candidates, come from the seed alone.
+    """The same for all methods: which rows are asked, and the candidates, come from the seed alone.
 
     Args:
         sequences: `Sequences`.
-        split: `"train"`, `"valid"` or `"test"`. The last item is asked for in test, the one before
-            in the others, of disjoint users: a backbone has learnt the items before that.
-        count: int. How many users are asked.
+        split: `"train"`, `"valid"` or `"test"`. The first two ask different rows of those that are
+            not of the test; in most data sets a row is a user.
+        count: int. How many rows are asked.
         seed: int.
         negatives: int. Wrong candidates of each question.
     """
-    users = np.random.default_rng(seed).permutation(len(sequences.items))
+    rows = sequences.asked("test" if split == "test" else "valid")
+    places = np.random.default_rng(seed).permutation(len(rows))
     # Those who are validated on come first, so that another count trains on the same users.
-    validated, others = users[: len(users) // 5], users[len(users) // 5 :]
-    asked = {"train": others, "valid": validated, "test": users}[split][:count]
-    rows = [sequences.items[user] for user in asked]
-    if split != "test":
-        rows = [items[:-1] for items in rows]
+    validated, others = places[: len(places) // 5], places[len(places) // 5 :]
+    asked = {"train": others, "valid": validated, "test": places}[split][:count]
     drawn = llm.CandidateQuestions.draw(
-        rows, sequences.item_count, sequences.max_length, negatives, seed=[seed, len(split)]
+        [rows[place] for place in asked],
+        sequences.item_count,
+        sequences.max_length,
+        negatives,
+        seed=[seed, len(split)],
     )
     return asked, drawn
 
@@ -132,6 +146,37 @@ def _ml_1m():
     texts = [f"{title}, {genres.replace('|', ', ')}" for _, title, genres in movies]
     titles = [title for _, title, _ in movies]
     return Sequences("ml-1m", items, titles, texts, ("watch", "watched", "movie"), 50)
+
+
+def _collm():
+    """The split by time of CoLLM's authors, of the movies that users liked."""
+    folder = _folder("collm-ml1m")
+
+    def rows(split):
+        lines = gzip.decompress((folder / f"{split}.tsv.gz").read_bytes()).decode().splitlines()
+        cells = [line.split("\t") for line in lines[1:]]
+        return [(user, int(item), past) for user, item, label, _, _, past in cells if label == "1"]
+
+    liked = {}
+    for user, item, _ in rows("train"):
+        liked.setdefault(user, []).append(item)
+    later = {
+        split: [
+            np.array([*(int(one) for one in past.split() if one != "0"), item], np.int64)
+            for _, item, past in rows(split)
+        ]
+        for split in ("valid", "test")
+    }
+    # Users whose first movie this is have no history to ask about.
+    later = {split: [row for row in asked if len(row) > 1] for split, asked in later.items()}
+    lines = (folder / "items.tsv").read_text("utf-8").splitlines()[1:]
+    titles = [title for _, title in sorted((int(i), t) for i, t in (x.split("\t") for x in lines))]
+    movies = (_folder("ml-1m") / "movies.dat").read_bytes().decode("iso-8859-1").splitlines()
+    genres = {title: kinds for _, title, kinds in (movie.split("::") for movie in movies)}
+    texts = [f"{title}, {genres[title].replace('|', ', ')}" for title in titles]
+    items = [np.array(row, np.int64) for row in liked.values()]
+    words = ("watch", "watched", "movie")
+    return Sequences("collm-ml1m", items, titles, texts, words, 50, later)
 
 
 def _beauty():

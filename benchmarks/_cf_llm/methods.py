@@ -60,13 +60,15 @@ METHODS = tuple(dict.fromkeys((*WITHOUT_LANGUAGE_MODEL, *VARIANTS)))
 ANSWERS = ("likelihood", "verbalizer", "retrieval")
 
 
-def makes_sense(method, answer, across):
+def makes_sense(method, name, few, answer):
     """Whether there is such a cell.
 
     Where nothing is trained, a retrieval head is random. Across domains, the ids that popularity
-    and SASRec know are those of other items.
+    and SASRec know are those of other items. In a split by time, few users are not asked again.
     """
-    if across and method in ("popularity", "sasrec"):
+    if "-to-" in name and method in ("popularity", "sasrec"):
+        return False
+    if few and name in data.SPLIT_BY_TIME:
         return False
     return answer != "retrieval" or VARIANTS[method].trained
 

@@ -1,6 +1,7 @@
 """The cells, the records and the tables of `benchmarks/cf_llm.py`; nothing long is trained."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,9 @@ def test_cells_that_mean_nothing_are_left_out():
     assert {"aligner", "without_llm", "cf_llm"} <= across
     assert not {"popularity", "sasrec"} & across
     assert {cell[3] for cell in cells if cell[0] == "llm_only"} == {"verbalizer"}
-    assert {cell[2] for cell in cells if cell[3] != "none"} == {128}
+    assert {cell[2] for cell in cells if cell[3] == "retrieval"} == {0, 128}
+    assert {cell[1] for cell in cells if cell[3] == "retrieval" and not cell[2]} == {"collm-ml1m"}
+    assert {cell[2] for cell in cells if cell[1] == "collm-ml1m"} == {0}
     assert {cell[0] for cell in cells} == set(cf_llm.methods.METHODS)
 
 
@@ -87,6 +90,35 @@ def test_questions_are_the_same_for_all_and_learners_are_not_validated_on():
         assert questions.target_items.tolist() == [items[place] for items in last]
     again = data.questions(sequences, "test", 99, 3)[1]
     np.testing.assert_array_equal(again.candidates, asked["test"][1].candidates)
+
+
+def test_a_split_by_time_asks_what_came_after_all_that_was_learnt():
+    from _cf_llm import data
+
+    later = {"valid": [np.array([1, 2, 4]), np.array([3, 5])], "test": [np.array([1, 2, 4, 6])]}
+    items = [np.array([1, 2]), np.array([3])]
+    sequences = data.Sequences("made up", items, ["t"] * 60, ["t"] * 60, (), 5, later)
+    assert sequences.of_training() == items
+    (row,), test = data.questions(sequences, "test", 99, 0)
+    assert row == 0 and test.target_items.tolist() == [6]
+    assert test.history.tolist() == [[0, 0, 1, 2, 4]]
+    assert set(data.questions(sequences, "train", 99, 0)[1].target_items) == {4, 5}
+
+
+def test_the_split_of_collm_is_read_as_its_authors_made_it():
+    for name in ("collm-ml1m", "ml-1m"):
+        if not Path(os.environ.get("TFREC_DATA_DIR", "/nowhere"), name).is_dir():
+            pytest.skip(f"{name} is not at hand")
+    from _cf_llm import data
+
+    sequences = data.load("collm-ml1m")
+    assert sequences.item_count == 3255 and len(sequences.items) == 719
+    assert sum(map(len, sequences.items)) == 18191
+    # Of 5,495 and 3,998 movies that users liked, less those who have no history.
+    assert {split: len(rows) for split, rows in sequences.later.items()} == {
+        "valid": 5428, "test": 3959,
+    }  # fmt: skip
+    assert sequences.texts[0] == "Shawshank Redemption, The (1994), Drama"
 
 
 def test_cold_items_are_those_met_least():
