@@ -51,7 +51,7 @@ def cells(names, fews, answers, chosen, seeds):
 
 
 def all_cells():
-    """What two cores measure in hours: language models learn from few users, where there are few."""
+    """What two cores measure in hours: language models learn from few users if they can."""
     names, seeds = (*data.NAMES, ACROSS), range(3)
     cheap = methods.WITHOUT_LANGUAGE_MODEL
     with_language_model = [method for method in methods.METHODS if method not in cheap]

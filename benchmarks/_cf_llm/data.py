@@ -65,7 +65,7 @@ class Sequences:
 
 
 def load(name):
-    """The sequences of a data set; users who lose two items and have fewer than five are left out."""
+    """The sequences of a data set; users who lose two items of fewer than five are left out."""
     read = {"ml-100k": _ml_100k, "ml-1m": _ml_1m, "amazon-beauty": _beauty, "collm-ml1m": _collm}
     sequences = read[name]()
     if not sequences.later:
