@@ -31,6 +31,18 @@ def implementation(request):
         yield request.param
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name != ops_testing.implementations()[0]))
+        for name in ops_testing.implementations()
+    ]
+)
+def model_implementation(request):
+    """For tests that train or save whole models, where the references take long."""
+    with ops_testing.implementation(request.param):
+        yield request.param
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
     """On CI nothing that a test needs is missing, so a skipped test is a failure there."""

@@ -20,12 +20,13 @@ def need(data):
         pytest.skip(f"{data} is not at hand")
 
 
+@pytest.mark.slow
 # Only batches of one size for the residual network: see the top of the program.
 @pytest.mark.parametrize(
     ("data", "selectors"),
     [
-        ("mnist", ["random", "recency", "shuffle"]),
-        pytest.param("cifar10", ["random", "recency"], marks=pytest.mark.slow),
+        ("mnist", ["random", "recency", "info_batch", "shuffle"]),
+        ("cifar10", ["random", "recency"]),
     ],
 )
 def test_cells_are_trained_recorded_reported_and_not_trained_again(

@@ -82,7 +82,7 @@ def test_drop_in_for_keras_embedding(implementation, shape, policy):
     assert ours(symbolic).dtype == theirs(symbolic).dtype
 
 
-def test_trains_like_keras_embedding(implementation):
+def test_trains_like_keras_embedding(model_implementation):
     def train(make):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([make(), keras.layers.Flatten(), keras.layers.Dense(1)])
@@ -145,7 +145,7 @@ def functional():
 
 @pytest.mark.parametrize("make", [sequential, functional, Subclassed])
 @pytest.mark.parametrize("steps_per_execution", [1, 4])
-def test_fit_repeats_with_a_seed(implementation, make, steps_per_execution):
+def test_fit_repeats_with_a_seed(model_implementation, make, steps_per_execution):
     def train():
         keras.utils.set_random_seed(3)
         model = make()
@@ -169,7 +169,7 @@ def test_keras_optimizers_take_the_gradient(implementation, optimizer):
     assert moved[7]
 
 
-def test_mirrored_strategy(implementation):
+def test_mirrored_strategy(model_implementation):
     x = np.random.default_rng(0).integers(0, 20, (64, 4))
     y = x.mean(-1)
 
@@ -244,7 +244,7 @@ def with_castings():
     return keras.Model({"ids": ids, "casting": casting}, dense(pooled))
 
 
-def test_a_model_trains_with_castings_from_a_pipeline(implementation, tmp_path):
+def test_a_model_trains_with_castings_from_a_pipeline(model_implementation, tmp_path):
     x = np.random.default_rng(0).integers(0, 20, (64, 4))
     plain = tf.data.Dataset.from_tensor_slices(({"ids": x}, x.mean(-1))).batch(16)
     cast = plain.apply(tfrec.data.cast_indices({"ids": "casting"}))
@@ -311,7 +311,7 @@ def test_a_quantized_table_of_many_parts(implementation):
 
 @pytest.mark.parametrize("through", ["layer", "model"])
 def test_a_quantized_model_predicts_saves_and_trains_what_is_left(
-    implementation, through, tmp_path
+    model_implementation, through, tmp_path
 ):
     keras.utils.set_random_seed(0)
     model = functional()

@@ -168,7 +168,7 @@ def make_model(output="concat", cast=False, dtype=None):
 
 
 @pytest.mark.parametrize("output", ["concat", "dict"])
-def test_trains_saves_and_serves(implementation, output, tmp_path):
+def test_trains_saves_and_serves(model_implementation, output, tmp_path):
     model = make_model(output)
     model.compile(tfrec.optimizers.Adagrad(0.1), "mse")
     y = np.arange(4.0)
@@ -195,7 +195,7 @@ def test_trains_saves_and_serves(implementation, output, tmp_path):
     np.testing.assert_array_equal(fresh.predict(IDS, verbose=0), expected)
 
 
-def test_a_subclassed_model_of_ragged_features(implementation):
+def test_a_subclassed_model_of_ragged_features(model_implementation):
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
@@ -266,7 +266,7 @@ def test_names_of_variables_end_in_embeddings(implementation):
 # ---- Castings ------------------------------------------------------------------------------------
 
 
-def test_castings_from_a_pipeline_change_nothing_but_the_time(implementation):
+def test_castings_from_a_pipeline_change_nothing_but_the_time(model_implementation):
     layer = collection(**RULES)
     y = np.arange(4.0)
 

@@ -33,6 +33,7 @@ def shares(printed):
     return float(found[1]), float(found[2]), int(found[3]), float(accuracy[1])
 
 
+@pytest.mark.slow
 def test_prune4rel_chooses_for_a_learner_that_corrects_labels(run):
     of_data, of_choice, chosen, accuracy = shares(run("--fraction=.3"))
     assert chosen == 90

@@ -39,6 +39,7 @@ def test_fit_lowers_the_loss_and_evaluate_reports_hits(house):
     assert after["hit_at_1"] == pytest.approx(hits)
 
 
+@pytest.mark.slow
 def test_fit_and_predict_run_in_graphs(house):
     recommender = house.recommender(llm.RetrievalHead(8, 12), cf_scores=True)
     recommender.compile(keras.optimizers.Adam(0.01))
@@ -136,7 +137,9 @@ def test_a_text_alone_has_nothing_to_train(house):
         fitted(recommender, house)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("answer", [llm.Verbalizer, lambda: llm.RetrievalHead(8, 12)])
 def test_mixed_precision_scores_in_float32(house, policy, answer):
     texts = np.random.default_rng(5).normal(size=(10, 6))

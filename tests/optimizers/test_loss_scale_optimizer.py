@@ -135,7 +135,7 @@ def test_a_mixed_float16_model_warns_unless_it_is_wrapped_before(shared, mixed_f
 
 
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", "float64"])
-def test_models_train_as_without_scaling(implementation, shared, dtype):
+def test_models_train_as_without_scaling(model_implementation, shared, dtype):
     """In float32 and float64 the scale, a power of two, changes no bit of what is not fused."""
     outcomes = [
         shared.fit(optimizer, lambda: shared.small_model(dtype=dtype))
@@ -149,7 +149,7 @@ def test_models_train_as_without_scaling(implementation, shared, dtype):
     shared.assert_same_training(*outcomes, 1e-6 if dtype in (None, "float64") else 2e-2)
 
 
-def test_two_replicas_equal_one(implementation, shared):
+def test_two_replicas_equal_one(model_implementation, shared):
     def optimizer():
         return LossScaleOptimizer(Adagrad(0.1))
 
@@ -157,7 +157,7 @@ def test_two_replicas_equal_one(implementation, shared):
     shared.assert_same_training(shared.fit(optimizer), two, 1e-5)
 
 
-def test_saves_with_its_state(implementation, shared, tmp_path):
+def test_saves_with_its_state(model_implementation, shared, tmp_path):
     model = shared.small_model()
     optimizer = LossScaleOptimizer(Adagrad(0.1), initial_scale=64.0, dynamic_growth_steps=3)
     model.compile(optimizer, "mse", jit_compile=False)

@@ -290,10 +290,12 @@ def test_models_of_all_kinds_train_as_with_keras(shared, table):
 
 
 @pytest.mark.parametrize("kind", ["adagrad", "adam"])
-def test_eager_steps_and_several_steps_in_one_call_change_nothing(implementation, shared, kind):
+def test_eager_steps_and_several_steps_in_one_call_change_nothing(
+    model_implementation, shared, kind
+):
     """But for roundings: in graphs, Grappler makes a product of x / sqrt(y) in dense updates."""
     expected = shared.fit(OPTIMIZERS[kind])
-    tolerance = 1e-6 if implementation == "native" else 1e-5
+    tolerance = 1e-6 if model_implementation == "native" else 1e-5
     for arguments in ({"run_eagerly": True}, {"steps_per_execution": 3}):
         shared.assert_same_training(shared.fit(OPTIMIZERS[kind], **arguments), expected, tolerance)
 
@@ -302,8 +304,8 @@ def test_eager_steps_and_several_steps_in_one_call_change_nothing(implementation
     ("kind", "arguments"),
     [
         ("adagrad", {"weight_decay": 0.01}),
-        ("adam", {}),
-        ("rowwise_adagrad", {}),
+        pytest.param("adam", {}, marks=pytest.mark.slow),
+        pytest.param("rowwise_adagrad", {}, marks=pytest.mark.slow),
         ("momentum", {"loss_scale_factor": 8.0}),
     ],
 )

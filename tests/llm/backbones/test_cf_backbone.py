@@ -199,7 +199,7 @@ def test_the_gradient_of_a_table_has_each_row_once_and_nothing_for_padding(model
     ("model_class", "optimizer_class", "least"),
     [
         (backbones.SASRec, keras.optimizers.Adam, 0.7),
-        (backbones.GRU4Rec, tfrec.optimizers.Adam, 0.7),
+        pytest.param(*(backbones.GRU4Rec, tfrec.optimizers.Adam, 0.7), marks=pytest.mark.slow),
         pytest.param(*(backbones.NextItNet, tfrec.optimizers.Adam, 0.7), marks=pytest.mark.slow),
         # It does not know the order of the items.
         (backbones.MatrixFactorization, keras.optimizers.Adam, 0.45),
