@@ -36,6 +36,7 @@ from _cf_llm import timings
 
 HERE = Path(__file__).parent
 ACROSS = "ml-100k-to-amazon-beauty"
+TIMINGS = ("step", "step_of_two", "inference")
 RESULTS = HERE / "results" / "cf_llm"
 
 
@@ -99,7 +100,7 @@ def run_cell(options):
 
 
 def time_part(folder, name):
-    """Measures `inference` or `step` of `timings.py` in this process, if that is not recorded."""
+    """Measures one of `TIMINGS` in this process, if that is not recorded."""
     path = folder / f"timings.{name}.json"
     if not path.exists():
         machine = _harness.machine()
@@ -118,7 +119,7 @@ def main(arguments=None):
     parser.add_argument("--all", action="store_true", help="all that takes hours: three seeds")
     parser.add_argument("--report", action="store_true", help="only the tables of what is recorded")
     parser.add_argument("--timings", action="store_true", help="of an answer, and of a step")
-    parser.add_argument("--part", choices=("inference", "step"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=TIMINGS, help=argparse.SUPPRESS)
     several = {"nargs": "+"}
     parser.add_argument("--data", choices=(*data.NAMES, ACROSS), default=["ml-100k"], **several)
     parser.add_argument("--method", choices=methods.METHODS, default=methods.METHODS, **several)
@@ -140,7 +141,7 @@ def main(arguments=None):
         time_part(options.output, options.part)
         return
     if options.timings or options.all:
-        for part in ("step", "inference"):
+        for part in TIMINGS:
             command = [sys.executable, __file__, "--part", part, "--output", str(options.output)]
             subprocess.run(command, check=True)
     if not (options.report or options.timings):

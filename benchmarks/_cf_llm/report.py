@@ -43,16 +43,18 @@ def timings(folder):
             )
             wall, cpu = (np.median(clocks[clock]) / 1e3 for clock in ("wall", "cpu"))
             print(f"{name:24}{wall:8.2f}{cpu:8.2f}{median:12.2f}x ({low:.2f} to {high:.2f})")
-    path = folder / "timings.step.json"
-    if path.exists():
-        record = json.loads(path.read_text())
-        seconds = np.median(record["cpu_seconds_a_user"])
-        length = np.mean(record["longest_prompts"])
-        print(
-            f"\na step: {seconds:.2f} CPU s a user, longest prompts of {length:.0f} tokens, ",
-            end="",
-        )
-        print(f"peak {record['peak_gb']:.1f} GB")
+    for batch, name in ((4, "step"), (2, "step_of_two")):
+        path = folder / f"timings.{name}.json"
+        if path.exists():
+            record = json.loads(path.read_text())
+            seconds = np.median(record["cpu_seconds_a_user"])
+            length = np.mean(record["longest_prompts"])
+            print(
+                f"\na step, batches of {batch}: {seconds:.2f} CPU s a user, longest prompts of "
+                f"{length:.0f} tokens, peak {record['peak_gb']:.1f} GB",
+                end="",
+            )
+    print()
 
 
 def _row(method, answer, records, of_sasrec):

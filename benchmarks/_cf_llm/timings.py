@@ -44,15 +44,24 @@ def inference():
 
 def step():
     """CPU seconds a user of a step of stage 2, batches of 4, and the peak of memory."""
+    return _step(4)
+
+
+def step_of_two():
+    """The same with batches of 2, which take less memory."""
+    return _step(2)
+
+
+def _step(batch):
     sequences = data.load("ml-100k")
-    _, questions = data.questions(sequences, "train", 4 * (ROUNDS + 2), 0, STEP_CANDIDATES - 1)
+    _, questions = data.questions(sequences, "train", batch * (ROUNDS + 2), 0, STEP_CANDIDATES - 1)
     model = _recommender(sequences, llm.CandidateLikelihood())
     model.compile(keras.optimizers.Adam(1e-4, beta_2=0.98))
     seconds, lengths = [], []
-    for inputs, target in questions.dataset(4):
+    for inputs, target in questions.dataset(batch):
         begun = time.process_time()
         model.train_on_batch(inputs, target)
-        seconds.append((time.process_time() - begun) / 4)
+        seconds.append((time.process_time() - begun) / batch)
         prompts = model.prompt.token_ids(inputs["history"], inputs["candidates"])
         lengths.append(float(tf.reduce_max(prompts.row_lengths())))
     return {
