@@ -348,6 +348,30 @@ def test_inputs_must_be_integers_of_two_axes(house, name, ids):
         recommender(house.inputs | {name: ids})
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "uint64"])
+def test_integers_of_any_size_are_ids(house, dtype):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    narrow = {name: ids.astype(dtype) for name, ids in house.inputs.items()}
+    np.testing.assert_array_equal(recommender(narrow), recommender(house.inputs))
+
+
+def test_histories_and_candidates_must_have_equally_many_rows(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    with pytest.raises(ValueError, match="equally many rows. Received: {'history': 1, 'cand"):
+        recommender(house.inputs | {"history": house.inputs["history"][:1]})
+
+
+@pytest.mark.parametrize(
+    "target", [np.array([0.7, 1, 0, 2]), np.array([True] * 4), np.zeros((4, 1), np.int64)]
+)
+def test_targets_are_not_rounded(house, target):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    recommender.compile("adam", run_eagerly=True)
+    for method in (recommender.train_on_batch, recommender.test_on_batch):
+        with pytest.raises(ValueError, match="targets must be integers of shape"):
+            method(house.inputs, target)
+
+
 def test_histories_are_not_rounded(house):
     recommender = house.recommender(llm.RetrievalHead(8, 12))
     with pytest.raises(ValueError, match="`history` must be integers"):

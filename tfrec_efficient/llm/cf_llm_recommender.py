@@ -67,8 +67,8 @@ class CFLLMRecommender(keras.Model):
             candidate as targets of shape `(batch,)`.
 
     Raises:
-        ValueError: The arguments do not fit each other, a vector is not finite, or inputs are no
-            integers or of another rank.
+        ValueError: The arguments do not fit each other, a vector is not finite, inputs or targets
+            are no integers or of another rank, or inputs differ in their rows.
         tf.errors.InvalidArgumentError: An id is out of range, a target is none of the candidates,
             or a prompt is longer than the language model reads.
 
@@ -502,14 +502,23 @@ def _as_inputs(inputs: Any) -> dict[str, tf.Tensor]:
         raise ValueError(
             f'`inputs` must be a dict of "history" and "candidates". Received: {received}'
         )
-    tensors = {name: tf.convert_to_tensor(inputs[name]) for name in ("history", "candidates")}
-    for name, ids in tensors.items():
-        if not ids.dtype.is_integer or ids.shape.rank not in (None, 2):
-            raise ValueError(
-                f"`{name}` must be integers of shape (batch, places). "
-                f"Received: {ids.dtype.name} of shape {ids.shape}"
-            )
+    tensors = {name: _as_ids(name, inputs[name]) for name in ("history", "candidates")}
+    rows = {name: ids.shape[0] for name, ids in tensors.items()}
+    if None not in rows.values() and len(set(rows.values())) > 1:
+        raise ValueError(
+            f"`history` and `candidates` must have equally many rows. Received: {rows}"
+        )
     return tensors
+
+
+def _as_ids(name: str, ids: Any) -> tf.Tensor:
+    ids = tf.convert_to_tensor(ids)
+    if not ids.dtype.is_integer or ids.shape.rank not in (None, 2):
+        raise ValueError(
+            f"`{name}` must be integers of shape (batch, places). "
+            f"Received: {ids.dtype.name} of shape {ids.shape}"
+        )
+    return tf.cast(ids, tf.int64)
 
 
 def _as_row_and_target(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
@@ -519,8 +528,13 @@ def _as_row_and_target(data: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             "`fit` must get targets, the places of the right candidates, and no sample weights. "
             f"Received: targets={target}, sample weights={sample_weight}"
         )
-    inputs, target = _as_inputs(inputs), tf.cast(tf.convert_to_tensor(target), tf.int64)
-    candidates = inputs["candidates"]
+    inputs, target = _as_inputs(inputs), tf.convert_to_tensor(target)
+    if not target.dtype.is_integer or target.shape.rank not in (None, 1):
+        raise ValueError(
+            "targets must be integers of shape (batch,), places of the candidates. "
+            f"Received: {target.dtype.name} of shape {target.shape}"
+        )
+    target, candidates = tf.cast(target, tf.int64), inputs["candidates"]
     message = "targets must be places of the candidates, and not of padding"
     # A one-hot row has no one where the target is no place.
     right = tf.one_hot(target, tf.shape(candidates)[1], True, False, dtype=tf.bool)
