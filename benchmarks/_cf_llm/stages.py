@@ -15,6 +15,7 @@ _MOST_EPOCHS = 400
 _PATIENCE = 3
 _EPOCHS_BETWEEN = 5
 _FEW_EPOCHS_BETWEEN = 40
+_FEW_ROWS = 900
 ALIGN_EPOCHS = 20
 
 
@@ -39,19 +40,21 @@ def sasrec(sequences, seed, few, cache):
         return model, json.loads(record.read_text())["cpu_seconds"]
     begun = time.process_time()
     _, valid = data.questions(sequences, "valid", 1000, seed)
+    rows = few_rows(sequences, few, seed)
+    # With large batches, an epoch of few rows is a few steps, and nothing to judge by.
+    are_few = len(rows) < _FEW_ROWS
     dataset = llm.sequence_dataset(
-        few_rows(sequences, few, seed),
+        rows,
         sequences.item_count,
         sequences.max_length,
-        batch_size=128 if not few else 32,
+        batch_size=32 if are_few else 128,
         negatives=100,
         share_negatives=True,
         seed=seed,
     )
     model.compile(keras.optimizers.Adam(1e-3, beta_2=0.98))
     best, bad, done, weights = -1.0, 0, 0, None
-    # An epoch of 128 users is four steps, and nothing to judge by.
-    between = _FEW_EPOCHS_BETWEEN if few else _EPOCHS_BETWEEN
+    between = _FEW_EPOCHS_BETWEEN if are_few else _EPOCHS_BETWEEN
     while bad < _PATIENCE and done < _MOST_EPOCHS:
         model.fit(dataset, epochs=between, verbose=0, shuffle=False)
         done += between
