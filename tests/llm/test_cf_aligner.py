@@ -167,6 +167,11 @@ def test_two_replicas_train_as_one():
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+def test_a_replica_may_get_no_row():
+    model, none = aligner(), {name: ids[:0] for name, ids in BATCH.items()}
+    assert float(model.compute_loss(none, y_pred=model(none, training=True))) == 0
+
+
 @given(
     st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=6), min_size=1, max_size=6),
     st.integers(1, 4),

@@ -257,6 +257,21 @@ def test_two_replicas_train_as_one(house):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("answer", [llm.CandidateLikelihood, lambda: llm.RetrievalHead(8, 12)])
+def test_a_replica_may_get_no_row_of_the_last_batch(house, answer):
+    strategy = tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+    with strategy.scope():
+        recommender = house.recommender(answer())
+        recommender.compile(keras.optimizers.SGD(0.05))
+    data = house.questions.take(slice(3)).dataset(2)
+    history = recommender.fit(data, epochs=1, verbose=0, shuffle=False).history
+    assert np.isfinite(history["loss"]).all()
+    assert all(np.isfinite(weight).all() for weight in recommender.get_weights())
+
+
+@pytest.mark.slow
 def test_a_seed_repeats_a_run(house):
     scores = [
         fitted(house.recommender(llm.RetrievalHead(8, 12)), house)(house.inputs) for _ in range(2)

@@ -161,7 +161,7 @@ class CFAligner(keras.Model):
         logits = reduce(products, axis=-1)
         labels = tf.constant([[1.0, 0.0]]) + tf.zeros_like(logits)
         entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
-        loss += tf.reduce_sum(tf.reduce_mean(entropy, axis=0))
+        loss += _sum_of_means(entropy)
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
     def item_vectors(self, cold_ids: npt.ArrayLike = ()) -> npt.NDArray[np.float32]:
@@ -322,7 +322,13 @@ def _squared_error(left: Any, right: Any, weights: Any = None) -> Any:
     if weights is not None:
         total = tf.reduce_sum(errors * weights, axis=0)
         return tf.reduce_sum(tf.math.divide_no_nan(total, tf.reduce_sum(weights, axis=0)))
-    return tf.reduce_sum(tf.reduce_mean(errors, axis=0))
+    return _sum_of_means(errors)
+
+
+def _sum_of_means(values: Any) -> Any:
+    """The means over rows, added; zero for a replica that gets no row of a last batch."""
+    rows = tf.cast(tf.shape(values)[0], values.dtype)
+    return tf.reduce_sum(tf.math.divide_no_nan(tf.reduce_sum(values, axis=0), rows))
 
 
 def _checked_texts(texts: Any, text_encoder: Any, item_count: int) -> list[npt.NDArray]:

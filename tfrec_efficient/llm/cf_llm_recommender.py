@@ -152,7 +152,9 @@ class CFLLMRecommender(keras.Model):
             )
         with tf.GradientTape() as tape:
             losses = self.answer.losses(self, inputs, target, True)
-            loss = tf.reduce_mean(losses)
+            # Zero for a replica that gets no row of a last batch.
+            count = tf.cast(tf.size(losses), losses.dtype)
+            loss = tf.math.divide_no_nan(tf.reduce_sum(losses), count)
             # Gradients of replicas are summed.
             shared = loss / tf.distribute.get_strategy().num_replicas_in_sync
             scaled = self.optimizer.scale_loss(shared)
@@ -323,7 +325,9 @@ class CFLLMRecommender(keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Hidden states `(batch, length, width)` and which of them are no padding."""
         lengths = tokens.row_lengths()
-        mask = tf.sequence_mask(lengths, self.within_context(tf.reduce_max(lengths)))
+        # A replica may get no row of a last batch, and the greatest of no numbers is negative.
+        longest = tf.maximum(tf.reduce_max(lengths), 0)
+        mask = tf.sequence_mask(lengths, self.within_context(longest))
         dense = tokens.to_tensor()
         return self.language_model.hidden(self.language_model.embed(dense, soft_tokens), mask), mask
 
