@@ -34,6 +34,14 @@ def test_states_are_those_of_the_formula():
         np.testing.assert_allclose(row, expected, atol=1e-5)
 
 
+def test_padding_on_the_left_keeps_off_cudnn(monkeypatch):
+    model = GRU4Rec(7, width=6, max_length=5)
+    on_cpu = model.user_state(HISTORY)
+    # As on a GPU, where Keras tries cuDNN first, which refuses such masks.
+    monkeypatch.setattr("keras.src.backend.gru", lambda *arguments, **named: 1 / 0)
+    np.testing.assert_array_equal(model.user_state(HISTORY), on_cpu)
+
+
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="`units` must be a positive integer. Received: units=0"):
         GRU4Rec(7, units=0)

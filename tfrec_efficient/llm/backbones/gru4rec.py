@@ -68,6 +68,7 @@ class GRU4Rec(CFBackbone):
             kernel_initializer=keras.initializers.GlorotUniform(self.new_seed()),
             recurrent_initializer=keras.initializers.Orthogonal(seed=self.new_seed()),
             seed=self.new_seed(),
+            use_cudnn=False,  # it takes no padding on the left
             dtype=self.dtype_policy,
             name=name,
         )
