@@ -237,7 +237,15 @@ def test_arguments_that_do_not_do_are_refused(arguments, words):
         aligner(**arguments)
 
 
-@pytest.mark.parametrize(("cold", "words"), [([13], r"in `\[1, 12\]`"), ([2], "which has none")])
+@pytest.mark.parametrize(
+    ("cold", "words"),
+    [
+        ([13], r"in `\[1, 12\]`"),
+        ([2], "which has none"),
+        ([3.7], "must be integers. Received: dtype float64"),
+        ([True] * ITEMS, "must be integers. Received: dtype bool"),
+    ],
+)
 def test_items_that_cannot_be_cold_are_refused(cold, words):
     has_text = np.ones(ITEMS, bool)
     has_text[1] = False

@@ -174,7 +174,7 @@ class CFAligner(keras.Model):
             float32 array of shape `(item_count + 1, joint_width)`.
 
         Raises:
-            ValueError: A cold item has no text, or is none of the items.
+            ValueError: A cold item has no text, or is none of the items, or no integer.
         """
         return self._table(self._encode_cf, self._encode_text, cold_ids, self.joint_width)
 
@@ -204,7 +204,10 @@ class CFAligner(keras.Model):
     def _table(
         self, of_cf: Any, of_text: Any, cold_ids: npt.ArrayLike, width: int
     ) -> npt.NDArray[np.float32]:
-        cold = np.unique(np.asarray(cold_ids, np.int64))
+        cold = np.unique(np.asarray(cold_ids))
+        if cold.size and cold.dtype.kind not in "iu":
+            raise ValueError(f"`cold_ids` must be integers. Received: dtype {cold.dtype}")
+        cold = cold.astype(np.int64)
         count = self.cf_backbone.item_count
         for item in cold:
             if not 1 <= item <= count:
