@@ -92,6 +92,14 @@ def test_a_vector_of_zeros_is_no_text_where_nothing_else_is_said():
     assert told.item_vectors(cold_ids=[5]).shape == (ITEMS + 1, 5)
 
 
+def test_the_policy_is_that_of_the_arguments():
+    model = aligner(dtype="mixed_bfloat16")
+    assert model(BATCH)["decoded_text"].dtype == tf.bfloat16
+    np.testing.assert_allclose(
+        model.compute_loss(BATCH, y_pred=model(BATCH)), loss_by_hand(model, BATCH), rtol=0.02
+    )
+
+
 def test_the_backbone_stays_as_it_is_and_the_loss_falls():
     model = aligner()
     before = [weight.numpy() for weight in model.cf_backbone.weights]

@@ -160,6 +160,17 @@ def test_mixed_precision_scores_in_float32(house, policy, answer):
         keras.config.set_dtype_policy("float32")
 
 
+def test_the_policy_is_that_of_the_arguments(house):
+    recommender = house.recommender(
+        llm.RetrievalHead(8, 12, dtype="mixed_bfloat16"), dtype="mixed_bfloat16"
+    )
+    towers = (recommender.answer._query, recommender.answer._item, recommender.answer._state)
+    parts = [recommender.user_projection, recommender.item_projection]
+    parts += [layer for tower in towers for layer in tower.layers]
+    assert {part.compute_dtype for part in parts} == {"bfloat16"}
+    assert recommender(house.inputs).dtype == tf.float32
+
+
 def test_the_row_of_the_padding_does_not_count_among_texts(house):
     texts = np.random.default_rng(5).normal(size=(10, 6))
     tables = []

@@ -1,5 +1,6 @@
 """`CFAligner`: one space for what users did with items and what is written about them."""
 
+import functools
 from typing import Any
 
 import keras
@@ -105,11 +106,11 @@ class CFAligner(keras.Model):
         self.alpha = alpha
         self.beta = beta
         self.faithful = faithful
-        dense = keras.layers.Dense
+        dense = functools.partial(keras.layers.Dense, dtype=self.dtype_policy)
         text_width = self._texts[0].shape[1] if text_encoder is None else text_encoder.width
-        self._encode_cf = dense(joint_width, "sigmoid", name="encode_cf")
+        self._encode_cf = dense(joint_width, activation="sigmoid", name="encode_cf")
         self._decode_cf = dense(cf_backbone.width, name="decode_cf")
-        self._encode_text = dense(joint_width, "sigmoid", name="encode_text")
+        self._encode_text = dense(joint_width, activation="sigmoid", name="encode_text")
         self._decode_text = dense(text_width, name="decode_text")
         self._encode_cf.build((None, cf_backbone.width))
         self._decode_cf.build((None, joint_width))

@@ -110,12 +110,16 @@ class CFLLMRecommender(keras.Model):
         self.user_projection = self.item_projection = None
         if prompt.has_user:
             self.user_projection = CFProjection(
-                language_model.width, "leaky_relu", rms, name="user_projection"
+                language_model.width,
+                "leaky_relu",
+                rms,
+                dtype=self.dtype_policy,
+                name="user_projection",
             )
             self.user_projection.build((None, cf_backbone.width))
         if prompt.item_tokens and self.item_table is not None:
             self.item_projection = CFProjection(
-                language_model.width, "gelu", rms, name="item_projection"
+                language_model.width, "gelu", rms, dtype=self.dtype_policy, name="item_projection"
             )
             self.item_projection.build((None, None, self.item_table.output_dim))
         self.answer = CandidateLikelihood() if answer is None else answer

@@ -83,11 +83,12 @@ class RetrievalHead(Answer):
         self._state = self._tower("state", recommender.cf_backbone.width)
 
     def _tower(self, name: str, input_width: int) -> keras.Sequential:
+        policy = self.dtype_policy
         tower = keras.Sequential(
             [
-                keras.layers.Dense(self.hidden_width, "gelu"),
-                keras.layers.Dense(self.width),
-                keras.layers.UnitNormalization(),
+                keras.layers.Dense(self.hidden_width, "gelu", dtype=policy),
+                keras.layers.Dense(self.width, dtype=policy),
+                keras.layers.UnitNormalization(dtype=policy),
             ],
             name=name,
         )
