@@ -404,6 +404,31 @@ def test_histories_are_not_rounded(house):
         recommender.recommend([[0, 0, 1.7, 2.2, 3.9]], candidates=[[1, 2]])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"history": [[0.5, 1.0]]}, "`history` must be integers of shape"),
+        ({"history": [1, 2]}, "`history` must be integers of shape"),
+        ({"candidates": [[1.5]] * 4}, "`candidates` must be integers of shape"),
+        ({"max_tokens": -1}, "`max_tokens` must be a positive integer. Received: max_tokens=-1"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(house, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        house.recommender().generate(**(house.inputs | arguments))
+
+
+def test_evaluate_shares_ties_out(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12))
+    recommender.compile("adam", run_eagerly=True)
+    recommender.score_weights.assign([0.0])
+    inputs = house.inputs | {"candidates": np.array([[1, 2, 3, 0]] * 4)}
+    for place in range(2):
+        report = recommender.test_on_batch(inputs, np.full(4, place), return_dict=True)
+        assert report["hit_at_1"] == pytest.approx(1 / 3)
+        recommender.reset_metrics()
+
+
 def test_fit_needs_targets(house):
     recommender = house.recommender(llm.RetrievalHead(8, 12))
     recommender.compile("adam", run_eagerly=True)

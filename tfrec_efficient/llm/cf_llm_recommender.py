@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from tfrec_efficient.embedding._bag_layer import check_sizes
 from tfrec_efficient.embedding.embedding_bag import EmbeddingBag
 from tfrec_efficient.llm._added_scores import directions
 from tfrec_efficient.llm._added_scores import fitted_weights
@@ -136,7 +137,7 @@ class CFLLMRecommender(keras.Model):
         # Low-rank weights of the language model are trained and saved here; it is not.
         self._of_language_model = list(language_model.trainable_weights)
         self.loss_tracker = keras.metrics.Mean(name="loss")
-        self.hits = keras.metrics.SparseCategoricalAccuracy(name="hit_at_1")
+        self.hits = keras.metrics.Mean(name="hit_at_1")
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> tf.Tensor:
@@ -171,7 +172,7 @@ class CFLLMRecommender(keras.Model):
         inputs, target = _as_row_and_target(data)
         losses = self.answer.losses(self, inputs, target, False)
         self.loss_tracker.update_state(losses)
-        self.hits.update_state(target, self(inputs, training=False))
+        self.hits.update_state(_hits(self(inputs, training=False), target))
         return {"loss": self.loss_tracker.result(), "hit_at_1": self.hits.result()}
 
     @property
@@ -262,8 +263,15 @@ class CFLLMRecommender(keras.Model):
 
         Returns:
             A string for each row.
+
+        Raises:
+            ValueError: `history` or `candidates` are no integers or of another rank, or
+                `max_tokens` is no positive integer.
         """
-        rows = tf.convert_to_tensor(history)
+        check_sizes(max_tokens=max_tokens)
+        rows = _as_ids("history", history)
+        if candidates is not None:
+            candidates = _as_inputs({"history": rows, "candidates": candidates})["candidates"]
         inputs = {"history": rows, "candidates": candidates}
         prompts, soft_tokens = self.prompts(inputs, False)
         return [
@@ -502,6 +510,12 @@ def _end_token_id(language_model: Any, end_token_id: int | None) -> int:
             f"Received: end_token_id={end_token_id}"
         )
     return int(end_token_id)
+
+
+def _hits(scores: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """`CandidateQuestions.hits` in a graph."""
+    first = tf.cast(scores == tf.reduce_max(scores, axis=1, keepdims=True), scores.dtype)
+    return tf.gather(first, target, batch_dims=1) / tf.reduce_sum(first, axis=1)
 
 
 def _as_inputs(inputs: Any) -> dict[str, tf.Tensor]:
