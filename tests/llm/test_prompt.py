@@ -110,6 +110,16 @@ def test_ids_of_no_item_are_refused(name, history, candidates):
         prompts(history, candidates)
 
 
+def test_ids_are_integers_of_any_size():
+    titles = ["a"] * 300
+    prompt = RecommendationPrompt(Characters(), titles, "{history} x", item_tokens=False)
+    wide = prompt.token_ids([[1, 200]]).to_list()
+    for dtype in (np.uint8, np.int16, np.int64):
+        assert prompt.token_ids(np.array([[1, 200]], dtype)).to_list() == wide
+    with pytest.raises(ValueError, match="`history` must be integers. Received: dtype float64"):
+        prompt.token_ids(np.array([[1.0, 2.5]]))
+
+
 def test_items_of_a_history_that_are_not_shown_are_not_looked_at():
     assert prompts([[99, 1]], template="{history}", history_length=1) == ['"It"<1>']
 

@@ -170,7 +170,7 @@ class RecommendationPrompt:
 
         Raises:
             ValueError: The template lists candidates and there are none, or more than the 52
-                letters where they are lettered.
+                letters where they are lettered; or ids are no integers.
             tf.errors.InvalidArgumentError: An item id is out of range, or a graph was not told how
                 many candidates there are, and there are more than letters.
         """
@@ -222,6 +222,9 @@ class RecommendationPrompt:
         return items.merge_dims(1, 2)[:, : -len(self._comma)]
 
     def _checked(self, name: str, ids: tf.Tensor) -> tf.Tensor:
+        if not ids.dtype.is_integer:
+            raise ValueError(f"`{name}` must be integers. Received: dtype {ids.dtype.name}")
+        ids = tf.cast(ids, tf.int64)
         message = f"`{name}` must be in `[0, {self.item_count}]`"
         checks = [
             tf.debugging.assert_greater_equal(ids, tf.zeros([], ids.dtype), message),
