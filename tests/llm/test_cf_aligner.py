@@ -230,6 +230,12 @@ def test_sequences_that_do_not_do_are_refused(sequences, words):
         alignment_dataset(sequences, 12, 3)
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5, True])
+def test_seeds_that_do_not_do_are_refused(seed):
+    with pytest.raises(ValueError, match="`seed` must be an integer, 0 or more. Received: seed="):
+        alignment_dataset(SEQUENCES, 12, 3, seed=seed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

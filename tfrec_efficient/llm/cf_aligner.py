@@ -265,13 +265,15 @@ def alignment_dataset(
         `"negative"` `(batch,)`.
 
     Raises:
-        ValueError: A size is no positive integer; there is no sequence; one has fewer than two
-            items, all items, or ids that are no integers or out of range.
+        ValueError: A size is no positive integer, or the seed a negative one; there is no sequence;
+            one has fewer than two items, all items, or ids that are no integers or out of range.
 
     References:
         - Kim et al., KDD 2024, section 4.1; `every_position` is the row A-LLMRec_all of table 10.
     """
     check_sizes(item_count=item_count, max_length=max_length, batch_size=batch_size)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"`seed` must be an integer, 0 or more. Received: seed={seed!r}")
     users: list[int] = []
     ends: list[int] = []
     of_all, row_splits = checked_sequences(sequences, item_count)
