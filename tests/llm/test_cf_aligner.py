@@ -242,6 +242,10 @@ def test_seeds_that_do_not_do_are_refused(seed):
         ({"texts": TEXTS[:3]}, r"`texts` must have a row for each item, `\(12, ...\)`"),
         ({"texts": TEXTS * np.nan}, "`texts` must be finite. Received: the vector of item 1"),
         ({"texts": {"token_ids": TEXTS}}, "`texts` must be tokens with a `text_encoder`"),
+        (
+            {"texts": {"ids": TEXTS}, "text_encoder": object()},
+            r"`texts` must have token_ids and padding_mask.*Received: \['ids'\]",
+        ),
         ({"alpha": -1}, "`alpha` must be at least 0. Received: alpha=-1"),
         ({"has_text": [True]}, r"`has_text` must be a boolean array of shape \(12,\)"),
     ],

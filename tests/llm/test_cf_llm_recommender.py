@@ -352,6 +352,15 @@ def test_a_target_that_is_no_candidate_is_refused(house):
         recommender.fit(padded, np.array([0, 0, 1, 0]), verbose=0)
 
 
+def test_a_prompt_without_a_token_is_refused(house):
+    recommender = house.recommender(llm.RetrievalHead(8, 12), user=False, item_tokens=False)
+    prompt = llm.RecommendationPrompt(house.characters(), house.titles, "{history}", 3, False)
+    recommender.prompt = prompt
+    empty = {name: np.zeros_like(ids) for name, ids in house.inputs.items()}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="A prompt must have a token"):
+        recommender(empty)
+
+
 def test_a_prompt_longer_than_the_language_model_reads_is_refused(house):
     model = llm.SoftPromptLM(house.causal_lm(), house.characters(), context_length=20)
     recommender = house.recommender(llm.RetrievalHead(8, 12), language_model=model)
@@ -366,7 +375,12 @@ def test_inputs_must_be_named(house, inputs):
 
 
 @pytest.mark.parametrize(
-    ("name", "ids"), [("history", np.full((4, 5), 1.5)), ("candidates", np.ones(4, np.int64))]
+    ("name", "ids"),
+    [
+        ("history", np.full((4, 5), 1.5)),
+        ("candidates", np.ones(4, np.int64)),
+        ("candidates", np.ones((4, 0), np.int64)),
+    ],
 )
 def test_inputs_must_be_integers_of_two_axes(house, name, ids):
     recommender = house.recommender(llm.RetrievalHead(8, 12))

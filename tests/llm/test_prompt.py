@@ -151,7 +151,8 @@ def test_candidates_that_the_template_lists_must_be_there():
 
 
 @pytest.mark.parametrize(
-    ("titles", "words"), [([], "hold a title"), (["a", None], "None of item 2")]
+    ("titles", "words"),
+    [([], "hold a title"), (["a", None], "None of item 2"), ("abc", "one of each item.*'abc'")],
 )
 def test_titles_must_be_strings(titles, words):
     with pytest.raises(ValueError, match=words):

@@ -346,7 +346,13 @@ def _checked_texts(texts: Any, text_encoder: Any, item_count: int) -> list[npt.N
     if text_encoder is None:
         columns = [np.asarray(texts, np.float32)]
     else:
-        columns = [np.asarray(texts[name]) for name in ("token_ids", "padding_mask")]
+        names = ("token_ids", "padding_mask")
+        if not set(names) <= set(texts):
+            raise ValueError(
+                "`texts` must have token_ids and padding_mask with a `text_encoder`. "
+                f"Received: {sorted(texts)}"
+            )
+        columns = [np.asarray(texts[name]) for name in names]
     for column in columns:
         if column.ndim != 2 or len(column) != item_count:
             raise ValueError(

@@ -318,6 +318,10 @@ class CFLLMRecommender(keras.Model):
         shown = self.prompt.shown(history)
         batch = tf.shape(shown)[0]
         tokens = self.prompt.token_ids(history, inputs["candidates"])
+        message = "A prompt must have a token; the template has none beside what it is filled with"
+        check = tf.debugging.assert_positive(tokens.row_lengths(), message)
+        with tf.control_dependencies([] if check is None else [check]):
+            tokens = tokens.with_flat_values(tf.identity(tokens.flat_values))
         width = self.language_model.width
         user = tf.zeros([batch, 1, width])
         if self.user_projection is not None:
@@ -535,7 +539,8 @@ def _as_inputs(inputs: Any) -> dict[str, tf.Tensor]:
 
 def _as_ids(name: str, ids: Any) -> tf.Tensor:
     ids = tf.convert_to_tensor(ids)
-    if not ids.dtype.is_integer or ids.shape.rank not in (None, 2):
+    rank = ids.shape.rank
+    if not ids.dtype.is_integer or rank not in (None, 2) or (rank == 2 and ids.shape[1] == 0):
         raise ValueError(
             f"`{name}` must be integers of shape (batch, places). "
             f"Received: {ids.dtype.name} of shape {ids.shape}"

@@ -99,6 +99,8 @@ class RecommendationPrompt:
         lettered: bool = False,
     ) -> None:
         check_sizes(history_length=history_length)
+        if isinstance(titles, str):
+            raise ValueError(f"`titles` must be strings, one of each item. Received: {titles!r}")
         self.titles = list(titles)
         for item, title in enumerate(self.titles, 1):
             if not isinstance(title, str):

@@ -42,6 +42,13 @@ def test_what_is_written_must_stay_within_what_the_language_model_reads(house):
         recommender.generate(house.inputs["history"], house.inputs["candidates"], 40)
 
 
+def test_a_language_model_without_an_exact_cache_is_refused_before_it_is_trained(house):
+    model = llm.SoftPromptLM(house.causal_lm(), house.characters())
+    model.supports_cache = False
+    with pytest.raises(ValueError, match="needs a language model whose cache is exact"):
+        house.recommender(llm.TitleGeneration(5), language_model=model)
+
+
 def test_it_is_trained_as_likelihoods_are(house):
     inputs = {name: tf.convert_to_tensor(value) for name, value in house.inputs.items()}
     losses = []

@@ -39,6 +39,12 @@ class TitleGeneration(Answer):
 
     def prepare(self, recommender: Any) -> None:
         refuse_empty_titles(recommender, "TitleGeneration")
+        model = recommender.language_model
+        if not model.supports_cache:
+            raise ValueError(
+                "TitleGeneration needs a language model whose cache is exact. "
+                f"Received: {type(model.causal_lm).__name__}"
+            )
         super().prepare(recommender)
 
     def losses(self, recommender: Any, inputs: Any, target: Any, training: bool) -> tf.Tensor:
