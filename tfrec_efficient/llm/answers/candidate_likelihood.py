@@ -16,8 +16,8 @@ class CandidateLikelihood(Answer):
     """Scores a candidate by the log-likelihood of its title after the prompt.
 
     The prompt of a user runs through the language model once, and its keys and values serve all
-    candidates. That is exact, and with a prompt of 400 tokens and 20 candidates eight times as
-    cheap as a pass for each. It is trained, as published, on the title of the right item alone:
+    candidates. That is exact, and with a prompt of 400 tokens and 20 candidates seven times as
+    fast as a pass for each. It is trained, as published, on the title of the right item alone:
     the mean cross-entropy of its tokens and of the token that ends the answer.
 
     Scores that are added to those of the language model are not seen in training; afterwards, fit
