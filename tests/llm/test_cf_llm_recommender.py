@@ -226,9 +226,9 @@ def test_a_saved_recommender_refers_to_its_language_model(house, tmp_path):
 @pytest.mark.parametrize(
     "answer",
     [
-        llm.CandidateLikelihood,
+        pytest.param(llm.CandidateLikelihood, marks=pytest.mark.slow),
         pytest.param(llm.Verbalizer, marks=pytest.mark.slow),
-        pytest.param(lambda: llm.RetrievalHead(8, 12), marks=pytest.mark.slow),
+        lambda: llm.RetrievalHead(8, 12),
     ],
 )
 def test_a_saved_model_scores_candidates(house, tmp_path, answer):

@@ -125,6 +125,7 @@ def test_the_busiest_rank_is_what_is_waited_for():
     assert float(skewed.imbalance) == pytest.approx(12736 / 6400)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=20, deadline=None)
 @hypothesis.given(st.integers(0, 9), st.sampled_from([32, 64, 128]))
 def test_more_ranks_never_slow_a_balanced_load(seed, dim):

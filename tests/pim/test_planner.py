@@ -75,6 +75,7 @@ def test_seconds_are_those_of_the_chosen_device(model, batch, device):
     assert planned.dense_seconds == 0.25
 
 
+@pytest.mark.slow
 def test_no_other_placement_is_faster(model, batch, device):
     best = plan(model, batch, device, "sgd")
     for slices in (1, 2):  # 128 bytes are two bursts

@@ -116,7 +116,14 @@ def killed(shared, step, order):
     return {{"before": "after", "after": "before"}[order]: [shared.Killer(3, step)]}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SELECTORS if kind != "RecencyBias"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[pytest.mark.slow] * (kind != "InfoBatch"))
+        for kind in SELECTORS
+        if kind != "RecencyBias"
+    ],
+)
 def test_every_selector_goes_on(kind, shared, tmp_path, whole_runs):
     """Also those whose epochs are longer than the first after the kill."""
     whole = whole_runs(kind)

@@ -206,6 +206,7 @@ def test_the_warm_up_counts_epochs_over_all_fits(shared):
     assert shared.fit(learner)["loss"][0] != pytest.approx(losses[0], abs=0.01)
 
 
+@pytest.mark.slow
 def test_epochs_are_counted_and_samples_divided_under_a_strategy_of_one_replica(shared):
     def run():
         learner = shared.learner(DivideMix, warmup_epochs=2)
@@ -304,6 +305,7 @@ def test_augmenting_layers_are_saved(shared, tmp_path):
     assert loaded.augment.stddev == 0.1
 
 
+@pytest.mark.slow
 def test_wrong_labels_do_less_harm(noisy):
     learner = DivideMix(
         noisy.classifier(1),

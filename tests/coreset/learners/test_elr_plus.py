@@ -155,6 +155,7 @@ def test_arguments_that_break_a_rule(name, value, rule, shared):
     assert str(error.value) == f"`{name}` must be {rule}. Received: {name}={value}"
 
 
+@pytest.mark.slow
 def test_wrong_labels_do_less_harm(noisy):
     learner = ELRPlus(
         noisy.classifier(1),

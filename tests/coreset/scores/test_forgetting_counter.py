@@ -93,7 +93,9 @@ def mirrored(**arguments):
         return small_model(**arguments)
 
 
-@pytest.mark.parametrize("kind", ["graph", "eager", "mirrored"])
+@pytest.mark.parametrize(
+    "kind", ["graph", "eager", pytest.param("mirrored", marks=pytest.mark.slow)]
+)
 def test_it_sees_what_the_model_predicts_after_each_epoch(kind):
     model = mirrored() if kind == "mirrored" else small_model(run_eagerly=kind == "eager")
     counter = ForgettingCounter(examples(), batch_size=10)

@@ -132,7 +132,9 @@ def test_a_model_checkpoint_of_keras_makes_one_of_the_table(shared, store, tmp_p
         model.load_weights(tmp_path / "1.weights.h5")
 
 
-@pytest.mark.parametrize("dies_at", [0, 7, 19])
+@pytest.mark.parametrize(
+    "dies_at", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 19))]
+)
 def test_backup_and_restore_after_a_kill(nursery, tmp_path, undisturbed, dies_at):
     arguments = {"folder": tmp_path / "backup", "store": tmp_path / "store"}
     assert nursery.call("fit_with_backup", dies_at=dies_at, **arguments) is None
